@@ -1,0 +1,92 @@
+"""The command line: argparse built from RunConfig, errors as one line each, exit codes 0, 2 (user error) and 130 (Ctrl-C)."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from kit.config import BASE, Field, RunConfig, fields, recipes, resolve
+from kit.errors import UserError, unknown
+from kit.methods import METHODS
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises UserError, with a suggestion for a mistyped flag."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+    def parse(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
+        """The flags given, and only those, by field name."""
+        known, rest = self.parse_known_args(argv)
+        if rest:
+            flags = [option for action in self._actions for option in action.option_strings]
+            raise UserError(*(unknown("flag", r.partition("=")[0], flags) for r in rest if r.startswith("-")) or [f"unexpected argument {rest[0]!r}"])
+        given = vars(known)
+        limit = given.pop("limit", None)
+        if limit is not None:
+            given = {"limit_train": limit, "limit_test": limit} | given
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+
+
+def parser(about: str) -> Parser:
+    """A parser with one flag for each RunConfig field; absent flags leave no value, so that recipes can fill in."""
+    made = Parser(description=about, argument_default=argparse.SUPPRESS, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for f in fields().values():
+        _add(made, f)
+    made.add_argument("--limit", type=int, metavar="N", help="use only the first N training and test rows (a trial)")
+    return made
+
+
+def _add(made: Parser, f: Field) -> None:
+    flag = f"--{f.name.replace('_', '-')}"
+    text = f.help if f.default in (None, "", ()) or f.repeat else f"{f.help} [{f.default}]"
+    if f.name == "method":
+        text += f": {', '.join([*METHODS, BASE])}"
+    if f.name == "recipe":
+        text += f": {', '.join(['auto', *recipes()])}"
+    if f.kind is bool:
+        made.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+    elif f.repeat:
+        made.add_argument(flag, action="append", metavar=f.name.split("_")[0].upper(), help=text)
+    else:
+        made.add_argument(flag, type=f.kind, metavar=f.name.split("_")[-1].upper(), help=text.replace("%", "%%"))
+
+
+def configure(about: str, argv: Sequence[str] | None = None) -> RunConfig:
+    """Parses the flags and resolves the configuration; says which recipe `auto` chose and why."""
+    flags = parser(about).parse(argv)
+    config = resolve(flags)
+    announce(config, flags)
+    return config
+
+
+def announce(config: RunConfig, flags: Mapping[str, Any]) -> None:
+    """Says which recipe `auto` chose and why."""
+    if flags.get("recipe", "auto") == "auto":
+        from kit.console import say
+        from kit.device import choose_recipe
+
+        say(f"recipe {config.recipe}: {choose_recipe().reason}")
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Runs a script's main: a UserError becomes its lines on stderr and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EDQUOT):
+            raise
+        print(f"error: {error.filename or 'writing'}: {error.strerror}; what was there before is unchanged", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)

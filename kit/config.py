@@ -1,0 +1,191 @@
+"""RunConfig: one field is one flag, one help line and one key in config.json.
+
+Precedence: dataclass defaults < recipe < the recipe's block for the method < flags. An explicit flag always wins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from kit.errors import UserError, unknown
+from kit.methods import METHODS, Method
+
+RECIPES = Path(__file__).parent / "recipes"
+BASE = "base"
+FORMATS = ("chat", "alpaca")
+SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
+PRECISIONS = ("auto", "float32", "float16", "bfloat16")
+# Where results lie and which machine settings made them cheaper do not make two runs different.
+PLACES = ("data_dir", "runs_dir", "report_dir")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run."""
+
+    recipe: Annotated[str, "starting point: auto, or a name in kit/recipes (auto: t4 with a usable CUDA GPU, else tiny)"] = "auto"
+    method: Annotated[str, "fine-tuning technique, or base for the untuned model"] = "qlora"
+    seed: Annotated[int, "seed of initialisation, row order and dropout"] = 0
+    name: Annotated[str, "experiment: names data/NAME and runs/NAME (default: the recipe)"] = ""
+    data_dir: Annotated[str, "folder of the built data"] = "data"
+    runs_dir: Annotated[str, "folder of the runs"] = "runs"
+    report_dir: Annotated[str, "folder the report is written to"] = "report"
+    # Model
+    model: Annotated[str, "hub id or folder of the base model; builtin is the tiny model shipped with the kit"] = "builtin"
+    revision: Annotated[str, "branch, tag or commit of the model on the hub"] = ""
+    precision: Annotated[str, "auto, float32, float16 or bfloat16; auto decides from the device and says why"] = "auto"
+    # Data
+    source: Annotated[tuple[str, ...], "NAME=ORIGIN, repeatable; ORIGIN is a file, a hub dataset or builtin; replaces the recipe's data"] = ()
+    train_per_source: Annotated[int, "training rows drawn from each source"] = 5000
+    test_per_source: Annotated[int, "test rows drawn from each source"] = 2000
+    data_seed: Annotated[int, "seed of the draw; the same for all compared runs"] = 0
+    format: Annotated[str, "chat (the model's template) or alpaca (### Instruction / ### Input / ### Response)"] = "chat"
+    max_length: Annotated[int, "longest sequence in tokens; what is cut is counted in the manifest"] = 1024
+    limit_train: Annotated[int | None, "use only the first N training rows (a trial)"] = None
+    limit_test: Annotated[int | None, "use only the first N test rows (a trial)"] = None
+    # Adapter
+    rank: Annotated[int, "rank of the adapter matrices"] = 16
+    alpha: Annotated[int, "adapter scale numerator: the update is scaled by alpha / rank"] = 16
+    dropout: Annotated[float, "dropout on the adapter's input"] = 0.0
+    target_modules: Annotated[tuple[str, ...], "linear layers that get an adapter, repeatable"] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+    # Training
+    epochs: Annotated[float, "passes over the training rows"] = 1.0
+    max_steps: Annotated[int | None, "stop after N optimiser steps"] = None
+    micro_batch: Annotated[int, "rows a forward pass"] = 4
+    accumulation: Annotated[int, "forward passes an optimiser step; effective batch = micro-batch x accumulation"] = 2
+    learning_rate: Annotated[float, "peak learning rate"] = 2e-4
+    schedule: Annotated[str, "learning-rate schedule: linear, cosine, constant or constant_with_warmup"] = "linear"
+    warmup_ratio: Annotated[float, "share of the steps that warm up"] = 0.03
+    weight_decay: Annotated[float, "decoupled weight decay"] = 0.001
+    max_grad_norm: Annotated[float, "gradient norm above which gradients are scaled down"] = 1.0
+    optimizer: Annotated[str, "a transformers optimiser name, such as adamw_8bit or adamw_torch_fused"] = "adamw_8bit"
+    gradient_checkpointing: Annotated[bool, "recompute activations in the backward pass to save memory"] = True
+    save_steps: Annotated[int, "optimiser steps between checkpoints"] = 200
+    # Evaluation
+    max_new_tokens: Annotated[int, "longest generated reply in tokens"] = 256
+    eval_batch_size: Annotated[int, "prompts generated together"] = 32
+
+    @property
+    def run_name(self) -> str:
+        return BASE if self.method == BASE else f"{self.method}-s{self.seed}"
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs_dir) / self.name / self.run_name
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data_dir) / self.name
+
+    @property
+    def technique(self) -> Method:
+        return METHODS[self.method]
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that must agree for two results to come from the same run, JSON-ready."""
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in PLACES}
+        if self.method == BASE:  # The untuned model depends on no training setting.
+            values = {k: v for k, v in values.items() if k not in TRAINING_FIELDS}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+TRAINING_FIELDS = (
+    "seed", "limit_train", "rank", "alpha", "dropout", "target_modules", "epochs", "max_steps", "micro_batch", "accumulation",
+    "learning_rate", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "optimizer", "gradient_checkpointing", "save_steps",
+)  # fmt: skip
+# What the data folder depends on: two configurations that agree here share one data folder.
+DATA_FIELDS = ("source", "train_per_source", "test_per_source", "data_seed", "model", "revision", "format", "max_length")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One RunConfig field as the command line and the recipes see it."""
+
+    name: str
+    kind: type
+    help: str
+    optional: bool
+    repeat: bool
+    default: Any = field(compare=False)
+
+
+def fields() -> dict[str, Field]:
+    """RunConfig's fields by name, with plain types unwrapped from their annotations."""
+    hints = get_type_hints(RunConfig, include_extras=True)
+    out = {}
+    for f in dataclasses.fields(RunConfig):
+        annotated, text = get_args(hints[f.name])
+        repeat = get_origin(annotated) is tuple
+        kinds = [k for k in get_args(annotated) if k not in (type(None), Ellipsis)] or [annotated]
+        out[f.name] = Field(f.name, kinds[0], text, type(None) in get_args(annotated), repeat, f.default)
+    return out
+
+
+def recipes() -> list[str]:
+    return sorted(p.stem for p in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """A recipe's YAML as a dict; an unknown name or key is a UserError with a suggestion."""
+    if name not in recipes():
+        raise UserError(unknown("recipe", name, [*recipes(), "auto"]))
+    recipe: dict[str, Any] = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    known = {*fields(), "about", "methods"}
+    problems = [f"recipe {name}: {unknown('key', k, known)}" for k in recipe if k not in known]
+    for method, block in recipe.get("methods", {}).items():
+        if method not in METHODS:
+            problems.append(f"recipe {name}: {unknown('method', method, METHODS)}")
+        problems += [f"recipe {name}, {method}: {unknown('key', k, fields())}" for k in block if k not in fields()]
+    if problems:
+        raise UserError(*problems)
+    return recipe
+
+
+def resolve(flags: Mapping[str, Any]) -> RunConfig:
+    """The configuration that the flags ask for, checked; every problem is reported at once."""
+    method = flags.get("method", RunConfig.method)
+    if method not in METHODS and method != BASE:
+        raise UserError(unknown("method", method, [*METHODS, BASE]))
+    name = flags.get("recipe", "auto")
+    if name == "auto":
+        from kit.device import choose_recipe
+
+        name = choose_recipe().name
+    recipe = load_recipe(name)
+    block = recipe.get("methods", {}).get(method, {})
+    if "source" in flags:  # The recipe's row counts belong to its own sources.
+        recipe = {k: v for k, v in recipe.items() if k not in ("train_per_source", "test_per_source")}
+    values = {k: v for k, v in recipe.items() if k not in ("about", "methods")} | block | dict(flags) | {"recipe": name}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    values["source"] = tuple(sorted(values.get("source", ())))
+    values["name"] = values.get("name") or name
+    config = RunConfig(**values)
+    check(config)
+    return config
+
+
+def check(config: RunConfig) -> None:
+    """Raises one UserError with every value that cannot work."""
+    positive = ("train_per_source", "test_per_source", "max_length", "rank", "alpha", "epochs", "micro_batch", "accumulation",
+                "learning_rate", "save_steps", "max_new_tokens", "eval_batch_size", "limit_train", "limit_test", "max_steps")  # fmt: skip
+    flag = {f: f"--{f.replace('_', '-')}" for f in fields()}
+    problems = [f"{flag[f]} must be greater than 0, got {v}" for f in positive if (v := getattr(config, f)) is not None and v <= 0]
+    shares = ("dropout", "warmup_ratio")
+    problems += [f"{flag[f]} must be from 0 to below 1, got {v}" for f in shares if not 0 <= (v := getattr(config, f)) < 1]
+    choices = {"format": FORMATS, "schedule": SCHEDULES, "precision": PRECISIONS}
+    problems += [unknown(f, getattr(config, f), known) for f, known in choices.items() if getattr(config, f) not in known]
+    if config.max_length < 32:
+        problems.append(f"--max-length must be at least 32 to hold a prompt and a reply, got {config.max_length}")
+    for name in (config.name, *(s.partition("=")[0] for s in config.source)):
+        if not name or name in (".", "..") or not all(c.isalnum() or c in "-_." for c in name):
+            problems.append(f"{name!r} cannot name a folder or source: use letters, digits, '-', '_' and '.'")
+    if problems:
+        raise UserError(*problems)

@@ -1,0 +1,88 @@
+"""Prompts -> greedy replies, and reference replies -> their likelihood: batched, left-padded, longest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from kit.prompts import Exam
+
+
+# Logits held at once: 2^28 numbers are 1 GiB in float32, about 1,000 tokens of Gemma's 262,144-word vocabulary.
+LOGITS = 2**28
+
+
+class Reply(NamedTuple):
+    """A generated reply: its token ids without the terminator, and whether it ended by itself."""
+
+    ids: list[int]
+    finished: bool
+
+
+def longest_first(exams: Sequence[Exam]) -> list[int]:
+    """Indices by falling length of prompt and reference, so that memory runs out at the first batch or never."""
+    return sorted(range(len(exams)), key=lambda i: -(len(exams[i].prompt_ids) + len(exams[i].reference_ids)))
+
+
+def padded(sequences: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Any, Any]:
+    """Left-padded ids and attention mask, int64 [batch, longest]."""
+    import torch
+
+    width = max(map(len, sequences))
+    ids = torch.tensor([[pad] * (width - len(s)) + list(s) for s in sequences], device=device)
+    mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=device)
+    return ids, mask
+
+
+def generate(model: Any, prompts: Sequence[Sequence[int]], *, stop: Sequence[int], pad: int, max_new_tokens: int) -> list[Reply]:
+    """Greedy replies to one batch of prompts."""
+    import torch
+
+    ids, mask = padded(prompts, pad, model.device)
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+            eos_token_id=list(stop), pad_token_id=pad, use_cache=True,
+        )  # fmt: skip
+    return [_reply(row, set(stop)) for row in out[:, ids.shape[1] :].tolist()]
+
+
+def _reply(ids: list[int], stop: set[int]) -> Reply:
+    end = next((i for i, token in enumerate(ids) if token in stop), None)
+    return Reply(ids if end is None else ids[:end], end is not None)
+
+
+def likelihoods(model: Any, exams: Sequence[Exam], pad: int) -> list[float]:
+    """The negative log-likelihood in nats of each reference reply given its prompt, summed over the reply's tokens, in float32."""
+    out: list[float] = []
+    vocabulary = model.config.get_text_config().vocab_size
+    start = 0
+    while start < len(exams):
+        # As many rows as keep the logits [rows, longest reply + 1, vocabulary] within LOGITS numbers; at least one.
+        end = start + 1
+        while end < len(exams) and (end + 1 - start) * (1 + max(len(e.reference_ids) for e in exams[start : end + 1])) * vocabulary <= LOGITS:
+            end += 1
+        out += _likelihoods(model, exams[start:end], pad)
+        start = end
+    return out
+
+
+def _likelihoods(model: Any, exams: Sequence[Exam], pad: int) -> list[float]:
+    import torch
+
+    ids, mask = padded([[*e.prompt_ids, *e.reference_ids] for e in exams], pad, model.device)
+    longest = max(len(e.reference_ids) for e in exams)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    out = []
+    with torch.inference_mode():
+        # Left padding puts every reply at the end: only its logits are computed.
+        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=longest + 1).logits
+        for row, exam in enumerate(exams):
+            target = torch.tensor(exam.reference_ids, device=logits.device)
+            out.append(float(torch.nn.functional.cross_entropy(logits[row, -len(target) - 1 : -1].float(), target, reduction="sum")))
+    return out
+
+
+def batches(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

@@ -1,0 +1,121 @@
+"""Progress a person can follow: a live bar on a terminal, one line now and then in a log, and log.jsonl for the report."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kit.console import console, say
+from kit.files import read_jsonl, write_jsonl
+from kit.resources import Phases, clock, device_gib, resident_gib
+
+LINES = 20
+
+
+class Bar:
+    """A progress bar with a free text beside it; off-terminal about LINES lines over the whole."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self.title, self.total, self.done, self.said = title, total, 0, 0
+        self.started = time.perf_counter()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+        self.live = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.task = self.live.add_task(title, total=total, text="")
+
+    def __enter__(self) -> Bar:
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def update(self, done: int, text: str) -> None:
+        self.done = done
+        self.live.update(self.task, completed=done, text=text)
+        if not console.is_terminal and (done * LINES // self.total > self.said or done == self.total):
+            self.said = done * LINES // self.total
+            left = (time.perf_counter() - self.started) / max(done, 1) * (self.total - done)
+            say(f"{self.title} {done}/{self.total}  {text}  {left:.0f} s left")
+
+
+class TrainingProgress:
+    """Times the optimiser steps alone, writes log.jsonl and shows the progress.
+
+    Mixed into a transformers TrainerCallback by `kit.training`, so that this module needs no heavy import.
+    Attributes after training: wall_s, peak_gib, final_loss, and totals().
+    """
+
+    def __init__(self, log: Path, phases: Phases, step: int) -> None:
+        """Keeps the log up to the step that training goes on from."""
+        self.rows = [r for r in read_jsonl(log) if r["step"] <= step] if step and log.exists() else []
+        write_jsonl(log, self.rows)
+        last = self.rows[-1] if self.rows else {"tokens": 0, "supervised": 0, "wall_s": 0.0}
+        self.earlier, self.wall_s = (last["tokens"], last["supervised"]), last["wall_s"]
+        self.log, self.phases = log, phases
+        self.phase: AbstractContextManager[None] | None = None
+        self.peak_gib: float | None = None
+
+    @property
+    def final_loss(self) -> float | None:
+        return self.rows[-1]["loss"] if self.rows else None
+
+    def _enter(self, name: str | None) -> None:
+        if self.phase is not None:
+            self.phase.__exit__(None, None, None)
+        self.phase = self.phases(name) if name else None
+        if self.phase is not None:
+            self.phase.__enter__()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar = Bar("training", state.max_steps).__enter__()
+        self.file = self.log.open("a", encoding="utf-8")
+        self._enter("warmup")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.started = clock()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if "warmup" not in self.phases.record:
+            self._enter("steps")
+        else:
+            self.wall_s += clock() - self.started
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        if "loss" not in logs:
+            return
+        tokens, supervised = (a + b for a, b in zip(self.earlier, state.seen, strict=True))
+        row = {"step": state.global_step, "loss": logs["loss"], "learning_rate": logs["learning_rate"], "grad_norm": logs.get("grad_norm"),
+               "tokens": tokens, "supervised": supervised, "wall_s": self.wall_s}  # fmt: skip
+        self.rows.append(row)
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        memory = device_gib()[1] or resident_gib() or 0
+        speed = self.tokens_per_s() or 0
+        self.bar.update(row["step"], f"loss {row['loss']:.3f}  lr {row['learning_rate']:.1e}  {speed:.0f} tokens/s  {memory:.2f} GiB")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._enter(None)
+        peaks = [p for name in ("warmup", "steps") if name in self.phases.record and (p := self.phases.peak_gib(name)) is not None]
+        self.peak_gib = max(peaks, default=None)
+        self.close()
+
+    def close(self) -> None:
+        """Ends the display and the log, also after a stop in the middle."""
+        if hasattr(self, "file"):
+            self.bar.__exit__()
+            self.file.close()
+
+    def tokens_per_s(self) -> float | None:
+        """Unpadded tokens a second over the timed steps; the first step, the warm-up, is left out."""
+        if len(self.rows) < 2 or self.wall_s == 0:
+            return None
+        return float((self.rows[-1]["tokens"] - self.rows[0]["tokens"]) / self.wall_s)
+
+    def totals(self) -> dict[str, Any]:
+        last = self.rows[-1]
+        return {"tokens_total": last["tokens"], "tokens_supervised": last["supervised"], "tokens_per_s": self.tokens_per_s()}

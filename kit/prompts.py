@@ -1,0 +1,192 @@
+"""The one place that renders text: conversations -> tokens, with the loss mask known by construction and never searched for.
+
+A format is a scaffold (control text around the turns). The scaffold is tokenised with its control tokens, the turns without, so
+that `<end_of_turn>` typed by a user stays plain characters. Supervised are each assistant turn's tokens and its terminator.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kit.errors import UserError
+from kit.sources import INPUT
+
+IGNORE = -100
+SLOT = re.compile("\ue000(\\d+)\ue001")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids, labels (IGNORE where no loss is taken), and how the row was fitted: whole, turns_dropped, prompt_cut or reply_cut."""
+
+    input_ids: list[int]
+    labels: list[int]
+    fit: str
+
+    @property
+    def supervised(self) -> int:
+        return sum(label != IGNORE for label in self.labels)
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A test row: the prompt's ids, the reference reply's ids with its terminator, and how it was fitted."""
+
+    prompt_ids: list[int]
+    reference_ids: list[int]
+    fit: str
+
+
+class Renderer:
+    """Renders conversations for one tokenizer, format ("chat" or "alpaca") and maximum length in tokens."""
+
+    def __init__(self, tokenizer: Any, format: str, max_length: int) -> None:
+        if format == "chat" and not tokenizer.chat_template:
+            raise UserError("the model's tokenizer has no chat template; use --format alpaca")
+        self.tokenizer, self.format, self.max_length = tokenizer, format, max_length
+        probe = tokenizer("x")["input_ids"]
+        adds_bos = tokenizer.bos_token_id is not None and probe[:1] == [tokenizer.bos_token_id]
+        self.bos = [tokenizer.bos_token_id] if adds_bos else []
+        self.scaffold = functools.cache(self._scaffold)
+        self.terminator = self.scaffold(2, False)[2][0]
+        control = sum(map(len, self.scaffold(2, format == "alpaca")))
+        if control > max_length // 2:
+            raise UserError(f"--max-length {max_length} is too short: the {format} format alone takes {control} tokens of it")
+        if self.terminator not in tokenizer.all_special_ids:
+            raise UserError(f"the {format} format ends a reply with {tokenizer.decode([self.terminator])!r}, which is no control token of this model")
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Generation ends at the turn terminator or the end of text."""
+        return sorted({self.terminator, self.tokenizer.eos_token_id})
+
+    def _scaffold(self, turns: int, headed: bool) -> list[list[int]]:
+        """The turns + 1 pieces of control tokens around the turns; `headed`: the first turn has a separate input."""
+        text = self._chat_text(turns) if self.format == "chat" else self._alpaca_text(turns, headed)
+        pieces = SLOT.split(text)[::2]
+        ids = [self.tokenizer(p, add_special_tokens=False)["input_ids"] if p else [] for p in pieces]
+        if self.bos and ids[0][:1] != self.bos:
+            ids[0] = self.bos + ids[0]
+        return ids
+
+    def _chat_text(self, turns: int) -> str:
+        messages = [{"role": ("user", "assistant")[i % 2], "content": f"\ue000{i}\ue001"} for i in range(turns)]
+        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=turns % 2 == 1)
+        if SLOT.findall(text) != [str(i) for i in range(turns)]:
+            raise UserError("the model's chat template does not keep every turn once and in order; use --format alpaca")
+        return text
+
+    def _alpaca_text(self, turns: int, headed: bool) -> str:
+        parts = []
+        for i in range(turns):
+            slot = f"\ue000{i}\ue001"
+            extra = "\n\n### Input:\n\ue0000\ue001" if headed and i == 0 else ""
+            parts.append(f"### Instruction:\n{slot}{extra}\n\n### Response:\n" if i % 2 == 0 else f"{slot}{self.tokenizer.eos_token}")
+        return "\n\n".join("".join(parts[i : i + 2]) for i in range(0, turns, 2))
+
+    def contents(self, rows: Sequence[Row]) -> list[list[list[int]]]:
+        """The plain tokens of every part of every row, tokenised in one batch: literal control tokens stay characters."""
+        parts = [self._parts(row) for row in rows]
+        flat = [text for row in parts for text in row]
+        ids = iter(self.tokenizer(flat, add_special_tokens=False, split_special_tokens=True)["input_ids"] if flat else [])
+        return [[next(ids) for _ in row] for row in parts]
+
+    def _headed(self, row: Row) -> bool:
+        return self.format == "alpaca" and bool(row.get("input"))
+
+    def _parts(self, row: Row) -> list[str]:
+        texts = [m["content"] for m in row["messages"]]
+        if self._headed(row):
+            texts = [texts[0].removesuffix(f"{INPUT}{row['input']}"), row["input"], *texts[1:]]
+        return texts
+
+    def _interleave(self, row: Row, parts: list[list[int]]) -> list[tuple[list[int], list[int]]]:
+        """(control tokens, plain tokens) in order, and last the closing control tokens with no plain ones."""
+        headed = self._headed(row)
+        scaffold = self.scaffold(len(parts) - headed, headed)
+        return list(zip(scaffold, [*parts, []], strict=True))
+
+    def examples(self, rows: Sequence[Row]) -> list[Example]:
+        """Training examples, none longer than max_length and none without supervised tokens."""
+        return [self._example(row, parts) for row, parts in zip(rows, self.contents(rows), strict=True)]
+
+    def _example(self, row: Row, parts: list[list[int]]) -> Example:
+        headed = self._headed(row)
+        fit = "whole"
+        while True:
+            ids, labels = self._labelled(row, parts)
+            if len(ids) <= self.max_length:
+                return Example(ids, labels, fit)
+            if len(parts) - headed <= 2:
+                break
+            parts, fit = parts[:-2], "turns_dropped"
+        *prompt, reply = parts
+        control = len(ids) - sum(map(len, parts))
+        prompt, fit = self._shortened(prompt, control, reply)
+        ids, labels = self._labelled(row, [*prompt, reply])
+        return Example(ids[: self.max_length], labels[: self.max_length], fit)
+
+    def _labelled(self, row: Row, parts: list[list[int]]) -> tuple[list[int], list[int]]:
+        """Ids and labels up to the last terminator: what follows it is for the next turn."""
+        headed, ids, labels = self._headed(row), list[int](), list[int]()
+        pieces = self._interleave(row, parts)
+        for i, (control, plain) in enumerate(pieces):
+            turn = max(i - headed, 0)
+            after_reply = turn > 0 and turn % 2 == 0
+            last = i == len(pieces) - 1
+            control = control[:1] if last else control
+            ids += control + plain
+            labels += [control[0] if after_reply else IGNORE] + [IGNORE] * (len(control) - 1) if control else []
+            labels += plain if turn % 2 == 1 else [IGNORE] * len(plain)
+        return ids, labels
+
+    def _shortened(self, prompt: list[list[int]], control: int, reply: list[int]) -> tuple[list[list[int]], str]:
+        """Cuts the prompt, its longest part first, so that the reply keeps up to half of the room."""
+        room = self.max_length - control
+        over = sum(map(len, prompt)) - (room - min(len(reply), room // 2))
+        if over <= 0:
+            return prompt, "reply_cut"
+        prompt = list(prompt)
+        while over > 0:
+            longest = max(range(len(prompt)), key=lambda i: len(prompt[i]))
+            keep = max(len(prompt[longest]) - over, 0)
+            over -= len(prompt[longest]) - keep
+            prompt[longest] = prompt[longest][:keep]
+        return prompt, "prompt_cut"
+
+    def exams(self, rows: Sequence[Row]) -> list[Exam]:
+        """Test rows: the conversation up to its last reply is the prompt, that reply the reference."""
+        return [self._exam(row, parts) for row, parts in zip(rows, self.contents(rows), strict=True)]
+
+    def _exam(self, row: Row, parts: list[list[int]]) -> Exam:
+        *prompt, reply = parts
+        fit, ids = "whole", self._prompt(row, prompt)
+        reserve = min(len(reply) + 1, self.max_length // 2)
+        while len(ids) + reserve > self.max_length and len(prompt) - self._headed(row) > 1:
+            # The oldest exchange goes first; a separate input belongs to it.
+            row, prompt, fit = {**row, "input": ""}, prompt[2 + self._headed(row) :], "turns_dropped"
+            ids = self._prompt(row, prompt)
+        if len(ids) + reserve > self.max_length:
+            control = len(ids) - sum(map(len, prompt)) + 1
+            prompt, fit = self._shortened(prompt, control, reply)
+            ids = self._prompt(row, prompt)
+        reference = [*reply, self.terminator][: self.max_length - len(ids)]
+        if len(reference) <= len(reply) and fit != "prompt_cut":
+            fit = "reply_cut"
+        return Exam(ids, reference, fit)
+
+    def _prompt(self, row: Row, parts: list[list[int]]) -> list[int]:
+        return [token for control, plain in self._interleave(row, parts) for token in control + plain]
+
+
+def plain_prompt(row: Row) -> str:
+    """The prompt as a person reads it: the last user turn, with the earlier turns before it when there are any."""
+    turns = row["messages"][:-1]
+    if len(turns) == 1:
+        return str(turns[0]["content"])
+    return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in turns)

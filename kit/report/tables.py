@@ -1,0 +1,70 @@
+"""Rich console tables: data, training, evaluation and the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from kit.config import RunConfig
+from kit.console import console
+from kit.report.rows import COLUMNS, cell, duration, number
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    return table
+
+
+def data_table(manifest: dict[str, Any], folder: Path) -> None:
+    """Rows in, kept and dropped by reason, and what the maximum length cut."""
+    table = _table(f"Data in {folder}", ["source", "rows in", "kept", "train", "test", "dropped", "repaired"])
+    for name, s in manifest["sources"].items():
+        table.add_row(escape(name), *(f"{s[k]:,}" for k in ("rows_in", "kept", "train", "test")), _counts(s["dropped"]), _counts(s["repaired"]))
+    console.print(table)
+    for split, counts in manifest["truncated"].items():
+        lengths = manifest["lengths"][split]
+        console.print(f"{split}: {_counts(counts)}; tokens a row: median {lengths['p50']}, 95% {lengths['p95']}, longest {lengths['p100']}", markup=False)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in counts.items()) or "—"
+
+
+def training_table(config: RunConfig, record: dict[str, Any]) -> None:
+    """What one training cost and gave."""
+    table = _table(f"Trained {config.run_dir}", ["steps", "final loss", "time", "tokens/s", "peak memory", "trainable", "adapter"])
+    table.add_row(
+        str(record["steps"]), number(record["final_loss"], 3), duration(record["train_wall_s"]), number(record["tokens_per_s"], 0),
+        number(record["peak_memory_gib"], 2, " GiB"), f"{record['trainable_params']:,}", number(record["adapter_mib"], 1, " MiB"),
+    )  # fmt: skip
+    console.print(table)
+
+
+def evaluation_table(config: RunConfig, record: dict[str, Any]) -> None:
+    """Scores with 95% intervals, over all rows and by source."""
+    table = _table(f"Evaluated {config.run_dir}", ["rows", "BLEU-4", "ROUGE-L", "perplexity"])
+    for name, block in {"all": record["all"], **record["per_source"]}.items():
+        table.add_row(escape(name), *(interval(block[m]) for m in ("bleu4", "rouge_l", "perplexity")))
+    console.print(table)
+    made = record["generation"]
+    console.print(f"{made['empty']} empty and {made['unfinished']} unfinished replies, {made['mean_reply_tokens']:.1f} tokens each", markup=False)
+
+
+def interval(score: dict[str, Any]) -> str:
+    return f"{number(score['value'], 2)} [{number(score['low'], 2)}, {number(score['high'], 2)}]"
+
+
+def comparison_table(rows: Sequence[dict[str, Any]], title: str) -> None:
+    """The base model and every run side by side; a cell that is not there prints as —."""
+    table = _table(title, [c.title for c in COLUMNS.values()])
+    base = next((r for r in rows if r["method"] == "base"), None)
+    for row in rows:
+        table.add_row(*(escape(cell(key, row, base)) for key in COLUMNS))
+    console.print(table)

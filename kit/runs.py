@@ -1,0 +1,88 @@
+"""The run directory: config.json first, results last, nothing half-written in between."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kit.config import RunConfig
+from kit.errors import UserError
+from kit.files import read_json, write_json
+
+SCHEMA = 1
+PACKAGES = ("unsloth", "unsloth_zoo", "trl", "transformers", "peft", "bitsandbytes", "torch", "xformers", "datasets", "sacrebleu", "rouge-score")
+
+
+def open_run(config: RunConfig) -> Path:
+    """The run's folder with its config.json; one made with other settings is a UserError that names them."""
+    folder = config.run_dir
+    path = folder / "config.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"schema": SCHEMA, **config.identity()})
+        return folder
+    stored = {k: v for k, v in read_json(path).items() if k != "schema"}
+    wanted = config.identity()
+    differing = sorted(k for k in stored.keys() | wanted.keys() if stored.get(k) != wanted.get(k))
+    if differing:
+        changes = ", ".join(f"{k} {stored.get(k)!r} -> {wanted.get(k)!r}" for k in differing)
+        raise UserError(f"{folder} was made with other settings ({changes}); choose another --name or --runs-dir, or remove the folder")
+    return folder
+
+
+def load_config(folder: Path, places: Mapping[str, str]) -> RunConfig:
+    """The configuration that a run was made with; `places` gives the folders, which a run does not record."""
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} is no run: it has no config.json")
+    stored = read_json(folder / "config.json")
+    known = {f.name for f in dataclasses.fields(RunConfig)}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k in known}
+    return RunConfig(**values, **places)
+
+
+def provenance(config: RunConfig, data_hash: str) -> dict[str, Any]:
+    """Where a result comes from: code, versions, hardware, seed and data."""
+    from kit.device import cuda_gpu
+
+    gpu, reason = cuda_gpu()
+    return {
+        "git": _git("rev-parse", "HEAD"), "git_dirty": bool(_git("status", "--porcelain")),
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "gpu": gpu.name if gpu else None, "gpu_absent_because": reason or None, "cpu": _cpu(), "driver": _driver(),
+        "seed": config.seed, "data": data_hash, "model": config.model, "model_revision": config.revision or None,
+    }  # fmt: skip
+
+
+def _git(*args: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def _driver() -> str | None:
+    try:
+        return Path("/sys/module/nvidia/version").read_text().strip()
+    except OSError:
+        return None

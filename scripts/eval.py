@@ -1,0 +1,44 @@
+"""python scripts/eval.py [runs/NAME/RUN | --method METHOD]: generates test replies with a run and scores them; --method base is the untuned model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kit.cli import announce, parser, run
+from kit.config import BASE, RunConfig, resolve
+from kit.errors import UserError
+
+
+def run_flags(path: Path, flags: dict[str, object]) -> dict[str, object]:
+    """The flags that a run's path stands for: runs/NAME/METHOD-sSEED, and its own config.json when it has one."""
+    import dataclasses
+
+    from kit.runs import load_config
+
+    if not (path / "config.json").exists():
+        if path.name != BASE:
+            raise UserError(f"{path} is no trained run: it has no config.json; train one with scripts/train.py")
+        return {"method": BASE, "name": path.parent.name, "runs_dir": str(path.parent.parent)} | flags
+    stored = load_config(path, {})
+    identity = {k: v for k, v in dataclasses.asdict(stored).items() if k in stored.identity()}
+    return identity | {"runs_dir": str(path.parent.parent)} | flags
+
+
+def main() -> None:
+    options = parser(__doc__ or "")
+    options.add_argument("run", nargs="?", help="folder of the run (default: the one that --name, --method and --seed mean)")
+    flags = options.parse()
+    path = flags.pop("run", None)
+    if path is not None:
+        flags = run_flags(Path(path), flags)
+    config: RunConfig = resolve(flags)
+    announce(config, flags)
+
+    from kit.evaluation import evaluate
+    from kit.report.tables import evaluation_table
+
+    evaluation_table(config, evaluate(config))
+
+
+if __name__ == "__main__":
+    run(main)
