@@ -12,6 +12,9 @@ from kit.config import BASE, Field, RunConfig, fields, recipes, resolve
 from kit.errors import UserError, unknown
 from kit.methods import METHODS
 
+# Failures of the disk or its permissions: the user's to fix, so no traceback.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG)
+
 
 class Parser(argparse.ArgumentParser):
     """argparse that raises UserError, with a suggestion for a mistyped flag."""
@@ -24,7 +27,8 @@ class Parser(argparse.ArgumentParser):
         known, rest = self.parse_known_args(argv)
         if rest:
             flags = [option for action in self._actions for option in action.option_strings]
-            raise UserError(*(unknown("flag", r.partition("=")[0], flags) for r in rest if r.startswith("-")) or [f"unexpected argument {rest[0]!r}"])
+            mistyped = [unknown("flag", r.partition("=")[0], flags) for r in rest if r.startswith("-")]
+            raise UserError(*(mistyped or [f"unexpected argument {rest[0]!r}"]))
         given = vars(known)
         limit = given.pop("limit", None)
         if limit is not None:
@@ -53,7 +57,7 @@ def _add(made: Parser, f: Field) -> None:
     elif f.repeat:
         made.add_argument(flag, action="append", metavar=f.name.split("_")[0].upper(), help=text)
     else:
-        made.add_argument(flag, type=f.kind, metavar=f.name.split("_")[-1].upper(), help=text.replace("%", "%%"))
+        made.add_argument(flag, type=f.kind, metavar={int: "N", float: "X"}.get(f.kind, f.name.split("_")[-1].upper()), help=text.replace("%", "%%"))
 
 
 def configure(about: str, argv: Sequence[str] | None = None) -> RunConfig:
@@ -82,7 +86,7 @@ def run(main: Callable[[], None]) -> NoReturn:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EDQUOT):
+        if error.errno not in UNWRITABLE:
             raise
         print(f"error: {error.filename or 'writing'}: {error.strerror}; what was there before is unchanged", file=sys.stderr)
         sys.exit(2)

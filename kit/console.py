@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 
 from rich.console import Console
 
@@ -16,3 +17,8 @@ console = Console(width=WIDTH, highlight=False, soft_wrap=False)
 def say(text: str) -> None:
     """One line of progress, printed as it is: no markup, no wrapping."""
     console.print(text, markup=False, soft_wrap=True)
+
+
+def counts(by_reason: Mapping[str, int]) -> str:
+    """{"empty_reply": 3} -> "3 empty reply"; nothing counted is a dash."""
+    return ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in sorted(by_reason.items())) or "—"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.config import DATA_FIELDS, RunConfig
-from kit.console import say
+from kit.console import counts, say
 from kit.errors import UserError
 from kit.files import read_json, read_jsonl, replaced_folder, sha256, write_json, write_jsonl
 from kit.prompts import Renderer
@@ -41,8 +41,7 @@ def manifest_of(config: RunConfig) -> dict[str, Any] | None:
     differing = [k for k, v in inputs(config).items() if manifest["inputs"].get(k) != v]
     if differing:
         raise UserError(
-            f"{config.data_path} was built from other inputs ({', '.join(differing)}); "
-            "choose another --name, or rebuild it with scripts/data.py --overwrite"
+            f"{config.data_path} was built from other inputs ({', '.join(differing)}); choose another --name, or rebuild it with scripts/data.py --overwrite"
         )
     return manifest
 
@@ -61,7 +60,7 @@ def prepare(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     for name, reading in sorted(readings.items()):
         rows = distinct(name, reading, config.data_seed)
         if not rows:
-            raise UserError(f"source {name}: no usable rows in {reading.origin} ({_counts(reading.dropped) or 'the file holds none'})")
+            raise UserError(f"source {name}: no usable rows in {reading.origin} (dropped: {counts(reading.dropped)})")
         wanted = config.train_per_source + config.test_per_source
         if wanted > len(rows):
             raise UserError(
@@ -133,10 +132,6 @@ def _head(stream: Iterator[Row], limit: int | None) -> Iterator[Row]:
         if limit is not None and number >= limit:
             return
         yield row
-
-
-def _counts(counts: Counter[str]) -> str:
-    return ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))
 
 
 def manifest_hash(config: RunConfig) -> str:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from kit.prompts import Exam
 
-
 # Logits held at once: 2^28 numbers are 1 GiB in float32, about 1,000 tokens of Gemma's 262,144-word vocabulary.
 LOGITS = 2**28
 

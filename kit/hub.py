@@ -42,7 +42,7 @@ def commit_of(dataset: str, revision: str | None = None) -> str:
     from huggingface_hub import HfApi
 
     with hub_errors(f"dataset {dataset}"):
-        sha = HfApi().dataset_info(dataset, revision=revision).sha
+        sha: str | None = HfApi().dataset_info(dataset, revision=revision).sha
     if sha is None:
         raise UserError(f"dataset {dataset}: the hub names no commit")
     return sha

@@ -16,11 +16,7 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "qlora": Method(
-        "QLoRA", "LoRA on a base model stored in 4-bit NF4 with double quantisation (Dettmers et al. 2023).", four_bit=True, dora=False
-    ),
+    "qlora": Method("QLoRA", "LoRA on a base model stored in 4-bit NF4 with double quantisation (Dettmers et al. 2023).", four_bit=True, dora=False),
     "lora": Method("LoRA", "Trained low-rank updates beside frozen 16-bit weights (Hu et al. 2021).", four_bit=False, dora=False),
-    "dora": Method(
-        "DoRA", "LoRA on the direction of each weight row, with its magnitude trained apart (Liu et al. 2024).", four_bit=False, dora=True
-    ),
+    "dora": Method("DoRA", "LoRA on the direction of each weight row, with its magnitude trained apart (Liu et al. 2024).", four_bit=False, dora=True),
 }

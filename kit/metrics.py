@@ -111,7 +111,8 @@ def scores(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     for name, metric in METRICS.items():
         statistics = metric.statistics(rows)
         value = float(metric.score(statistics.sum(axis=0)))
-        low, high = np.quantile(metric.score(weights @ statistics), [0.025, 0.975])
+        with np.errstate(invalid="ignore"):  # between two infinite scores lies NaN, which is reported as null below
+            low, high = np.quantile(metric.score(weights @ statistics), [0.025, 0.975])
         known = {k: float(v) if np.isfinite(v) else None for k, v in {"value": value, "low": low, "high": high}.items()}
         out[name] = known | {"n": len(rows), "signature": metric.signature()}
     return out

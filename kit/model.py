@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.config import BASE, RunConfig
-from kit.console import say
+from kit.console import console, say
 from kit.device import Choice, choose_precision
 from kit.errors import UserError, unknown
 from kit.hub import hub_errors, loadable
@@ -79,5 +79,8 @@ def import_unsloth() -> Any:
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "unsloth_compiled"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import unsloth
+    from transformers.utils import logging
 
+    if not console.is_terminal:
+        logging.disable_progress_bar()
     return unsloth

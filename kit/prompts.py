@@ -93,7 +93,7 @@ class Renderer:
         """The plain tokens of every part of every row, tokenised in one batch: literal control tokens stay characters."""
         parts = [self._parts(row) for row in rows]
         flat = [text for row in parts for text in row]
-        ids = iter(self.tokenizer(flat, add_special_tokens=False, split_special_tokens=True)["input_ids"] if flat else [])
+        ids = iter(self.tokenizer(flat, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"] if flat else [])
         return [[next(ids) for _ in row] for row in parts]
 
     def _headed(self, row: Row) -> bool:

@@ -15,14 +15,18 @@ from kit.errors import UserError
 from kit.files import read_json, write_json
 
 SCHEMA = 1
+RESULTS = ("checkpoints", "adapter", "predictions.jsonl", "eval.json")
 PACKAGES = ("unsloth", "unsloth_zoo", "trl", "transformers", "peft", "bitsandbytes", "torch", "xformers", "datasets", "sacrebleu", "rouge-score")
 
 
 def open_run(config: RunConfig) -> Path:
-    """The run's folder with its config.json; one made with other settings is a UserError that names them."""
+    """The run's folder with its config.json; one made with other settings is a UserError that names them.
+
+    A folder in which nothing was trained or generated yet (its command failed early) takes the new settings.
+    """
     folder = config.run_dir
     path = folder / "config.json"
-    if not path.exists():
+    if not path.exists() or not any((folder / kept).exists() for kept in RESULTS):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, {"schema": SCHEMA, **config.identity()})
         return folder
@@ -41,8 +45,8 @@ def load_config(folder: Path, places: Mapping[str, str]) -> RunConfig:
         raise UserError(f"{folder} is no run: it has no config.json")
     stored = read_json(folder / "config.json")
     known = {f.name for f in dataclasses.fields(RunConfig)}
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k in known}
-    return RunConfig(**values, **places)
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k in known}
+    return RunConfig(**values | dict(places))
 
 
 def provenance(config: RunConfig, data_hash: str) -> dict[str, Any]:

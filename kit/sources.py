@@ -70,6 +70,8 @@ def conversation(turns: list[tuple[str, str]], repairs: Counter[str]) -> list[di
 
 def from_alpaca(row: dict[str, Any], repairs: Counter[str]) -> dict[str, Any]:
     """{instruction, input, output}: the input, when there is one, follows the instruction as "\\n\\nInput: ..."."""
+    if not {"instruction", "output"} <= row.keys():
+        raise WrongShape(f"keys instruction, input and output, found {', '.join(sorted(row))}")
     instruction, extra, output = (_text(row.get(k, "" if k == "input" else None), repr(k)) for k in ("instruction", "input", "output"))
     prompt = f"{instruction}{INPUT}{extra}" if extra else instruction
     messages = conversation([("user", prompt), ("assistant", output)], repairs)
@@ -81,7 +83,8 @@ def from_messages(row: dict[str, Any], repairs: Counter[str]) -> dict[str, Any]:
     """{messages: [{role, content}]}, as in Tulu v2 and UltraChat."""
     turns = row.get("messages")
     if not isinstance(turns, list) or not all(isinstance(t, dict) and isinstance(t.get("role"), str) for t in turns):
-        raise WrongShape("'messages' as a list of {role, content}, found " + (type(turns).__name__ if turns is not None else f"keys {sorted(row)}"))
+        found = f"keys {', '.join(sorted(row))}" if turns is None else type(turns).__name__
+        raise WrongShape(f"key messages, a list of {{role, content}}, found {found}")
     return {"messages": conversation([(t["role"], _text(t.get("content"), "'content'")) for t in turns], repairs)}
 
 

@@ -18,6 +18,9 @@ from kit.progress import TrainingProgress
 from kit.prompts import IGNORE, Example, Renderer
 from kit.resources import Phases
 
+# Batches whose rows are sorted by length together: wide enough to save padding, narrow enough to keep the batches random.
+GROUP = 50
+
 
 def train(config: RunConfig) -> dict[str, Any]:
     """The run's train.json; trains what is missing, from the last complete checkpoint, and does nothing when the run is done."""
@@ -134,7 +137,10 @@ def make_trainer(config: RunConfig, model: Any, tokenizer: Any, examples: list[E
 
 
 class Order:
-    """A sampler: rows grouped by length, the longest first, in an order that depends on seed and epoch alone."""
+    """A sampler: batches of rows of like length, the longest batch first, in an order that depends on seed and epoch alone.
+
+    transformers' own grouping falls from long to short rows over and over, which the loss follows; here the batches are shuffled.
+    """
 
     def __init__(self, lengths: list[int], effective_batch: int, seed: int) -> None:
         self.lengths, self.effective_batch, self.seed, self.epoch = lengths, effective_batch, seed, 0
@@ -146,12 +152,16 @@ class Order:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        import torch
-        from transformers.trainer_pt_utils import get_length_grouped_indices
-
-        seed = random.Random(f"{self.seed} {self.epoch}").getrandbits(63)
-        generator = torch.Generator().manual_seed(seed)
-        return iter(get_length_grouped_indices(self.lengths, self.effective_batch, generator=generator))
+        rng = random.Random(f"{self.seed} {self.epoch}")
+        rows, size = list(range(len(self.lengths))), self.effective_batch
+        rng.shuffle(rows)
+        full = len(rows) - len(rows) % size
+        pools = [sorted(rows[i : min(i + GROUP * size, full)], key=self.lengths.__getitem__) for i in range(0, full, GROUP * size)]
+        batches = [pool[i : i + size] for pool in pools for i in range(0, len(pool), size)]
+        rng.shuffle(batches)
+        # Memory runs out at the first step or never (sort is stable: the others stay shuffled).
+        batches.sort(key=lambda batch: self.lengths[batch[-1]] < max(self.lengths))
+        return iter([row for batch in [*batches, rows[full:]] for row in batch])
 
 
 class Counting:

@@ -61,9 +61,13 @@ def describe(rng: random.Random, name: str = "") -> Task:
 def question(rng: random.Random) -> Task:
     name, person = thing(rng), rng.choice(NAMES)
     fact = FACTS[name]
-    asks = {"colour": ("What colour is the {}?", "The {} is {}."), "food": ("What does the {} eat?", "The {} eats {}."),
-            "material": ("What is the {} made of?", "The {} is made of {}."), "job": ("Who owns the {}?", "The {} belongs to the {}."),
-            "place": ("Where is the {} found?", "The {} is found by the {}.")}
+    asks = {
+        "colour": ("What colour is the {}?", "The {} is {}."),
+        "food": ("What does the {} eat?", "The {} eats {}."),
+        "material": ("What is the {} made of?", "The {} is made of {}."),
+        "job": ("Who owns the {}?", "The {} belongs to the {}."),
+        "place": ("Where is the {} found?", "The {} is found by the {}."),
+    }
     key = rng.choice(sorted(fact))
     lead = rng.choice(["", f"{person} wants to know. ", f"{person} asks: ", "Please answer. "])
     return lead + asks[key][0].format(name), "", asks[key][1].format(name, fact[key])
@@ -88,7 +92,7 @@ def ask_who(rng: random.Random) -> Task:
 
 
 def compose(rng: random.Random) -> Task:
-    who, verb, place, time = scene(rng)
+    who, verb, place, _ = scene(rng)
     ask = rng.choice(["Write a sentence with these words.", "Use the words in one sentence.", "Make a sentence from the words."])
     return ask, f"{who}, {verb}, {place}", f"{who} {verb} by the {place} and the day is calm."
 
@@ -135,8 +139,10 @@ SKILLS: dict[str, Callable[[random.Random], Task]] = {
     f.__name__: f for f in (describe, question, past, ask_where, ask_who, compose, classify, listing, code, letter, advise, repeat)
 }
 WARM = ("describe", "question", "ask_where", "compose", "repeat", "letter")
-SINGLE = {"alpaca": ("past", "ask_where", "ask_who", "compose", "classify", "listing", "repeat", "question"),
-          "tulu": ("question", "letter", "advise", "code", "describe", "past")}
+SINGLE = {
+    "alpaca": ("past", "ask_where", "ask_who", "compose", "classify", "listing", "repeat", "question"),
+    "tulu": ("question", "letter", "advise", "code", "describe", "past"),
+}
 
 
 def joined(task: Task) -> tuple[str, str]:
@@ -165,10 +171,14 @@ def ultrachat_row(rng: random.Random, number: int) -> dict[str, object]:
     opening, _, reply = describe(rng, first)
     turns = [(opening, reply), (f"And what about the {second}?", " ".join(sentences(second)))]
     if rng.random() < 0.6:
-        turns.append(rng.choice([
-            (f"Which of the two is by the {FACTS[first]['place']}?", f"The {first} is by the {FACTS[first]['place']}."),
-            ("Thank you. Please sum it up.", f"We spoke about the {first} and the {second}. " + sentences(first)[0]),
-        ]))
+        turns.append(
+            rng.choice(
+                [
+                    (f"Which of the two is by the {FACTS[first]['place']}?", f"The {first} is by the {FACTS[first]['place']}."),
+                    ("Thank you. Please sum it up.", f"We spoke about the {first} and the {second}. " + sentences(first)[0]),
+                ]
+            )
+        )
     messages = [{"role": r, "content": t} for turn in turns for r, t in zip(("user", "assistant"), turn, strict=True)]
     return {"prompt": opening, "prompt_id": f"built_in_{number}", "messages": messages}
 

@@ -39,9 +39,9 @@ def write_data(folder: Path) -> None:
 
     alpaca = compose.distinct(lambda i: dict(compose.alpaca_row(generator("alpaca", i))), ROWS)
     (folder / "alpaca.json").write_text(json.dumps(alpaca, indent=0) + "\n", encoding="utf-8")
-    shapes = {"tulu": compose.tulu_row, "ultrachat": compose.ultrachat_row}
-    for name, row in shapes.items():
-        rows = compose.distinct(lambda i, name=name, row=row: row(generator(name, i), i), ROWS)
+    tulu = compose.distinct(lambda i: compose.tulu_row(generator("tulu", i), i), ROWS)
+    ultrachat = compose.distinct(lambda i: compose.ultrachat_row(generator("ultrachat", i), i), ROWS)
+    for name, rows in {"tulu": tulu, "ultrachat": ultrachat}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
 
 
@@ -81,8 +81,9 @@ def make_tokenizer(folder: Path) -> Any:
     tokenizer = Tokenizer.from_str(json.dumps(state))
     tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 2)])
     names = dict(zip(("pad_token", "eos_token", "bos_token", "unk_token"), SPECIAL, strict=False))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=SPECIAL[4:], model_max_length=4096,
-                                   clean_up_tokenization_spaces=False, **names)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, extra_special_tokens=SPECIAL[4:], model_max_length=4096, clean_up_tokenization_spaces=False, **names
+    )
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
     return fast
@@ -107,9 +108,20 @@ def make_model(tokenizer: Any, folder: Path, *, texts: int = 100000, batch: int 
 
     torch.manual_seed(SEED)
     config = Gemma3TextConfig(
-        vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=6, num_attention_heads=4,
-        num_key_value_heads=1, head_dim=48, query_pre_attn_scalar=48, sliding_window=512, max_position_embeddings=4096,
-        pad_token_id=0, eos_token_id=[1, 5], bos_token_id=2, attn_implementation="sdpa",
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=48,
+        query_pre_attn_scalar=48,
+        sliding_window=512,
+        max_position_embeddings=4096,
+        pad_token_id=0,
+        eos_token_id=[1, 5],
+        bos_token_id=2,
+        attn_implementation="sdpa",
     )
     model = Gemma3ForCausalLM(config)
     data = blocks(tokenizer, texts)

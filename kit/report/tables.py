@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kit.config import RunConfig
-from kit.console import console
+from kit.console import console, counts
 from kit.report.rows import COLUMNS, cell, duration, number
 
 
@@ -26,15 +26,11 @@ def data_table(manifest: dict[str, Any], folder: Path) -> None:
     """Rows in, kept and dropped by reason, and what the maximum length cut."""
     table = _table(f"Data in {folder}", ["source", "rows in", "kept", "train", "test", "dropped", "repaired"])
     for name, s in manifest["sources"].items():
-        table.add_row(escape(name), *(f"{s[k]:,}" for k in ("rows_in", "kept", "train", "test")), _counts(s["dropped"]), _counts(s["repaired"]))
+        table.add_row(escape(name), *(f"{s[k]:,}" for k in ("rows_in", "kept", "train", "test")), counts(s["dropped"]), counts(s["repaired"]))
     console.print(table)
-    for split, counts in manifest["truncated"].items():
+    for split, cut in manifest["truncated"].items():
         lengths = manifest["lengths"][split]
-        console.print(f"{split}: {_counts(counts)}; tokens a row: median {lengths['p50']}, 95% {lengths['p95']}, longest {lengths['p100']}", markup=False)
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in counts.items()) or "—"
+        console.print(f"{split}: {counts(cut)}; tokens a row: median {lengths['p50']}, 95% {lengths['p95']}, longest {lengths['p100']}", markup=False)
 
 
 def training_table(config: RunConfig, record: dict[str, Any]) -> None:

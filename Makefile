@@ -1,0 +1,104 @@
+# make all METHOD=qlora   the whole comparison for one method: data, base evaluation, training, evaluation, report
+# make help               every target and variable
+
+METHOD  ?= qlora
+METHODS ?= $(ALL)
+RECIPE  ?= auto
+# The names of METHODS in kit/methods.py.
+ALL      = $(shell sed -n 's/^    "\([a-z]*\)": Method.*/\1/p' kit/methods.py)
+SEED    ?= 0
+SOURCES ?=
+ARGS    ?=
+
+# A virtual environment of its own; inside an activated conda environment: make all PYTHON=python.
+# Any other PYTHON is used as it is and nothing is installed into it.
+VENV   := .venv
+PYTHON ?= $(VENV)/bin/python
+ifeq ($(PYTHON),$(VENV)/bin/python)
+READY  := $(VENV)/.ready
+else ifdef CONDA_PREFIX
+READY  := $(CONDA_PREFIX)/.kit-ready
+endif
+UV     := uv==0.13.9
+INSTALL = $(PYTHON) -m pip install --quiet --disable-pip-version-check $(UV) && \
+  $(PYTHON) -m uv pip install --python "$$(command -v $(PYTHON))" --no-deps --compile-bytecode -r requirements.lock && \
+  $(PYTHON) -m uv pip install --python "$$(command -v $(PYTHON))" --no-deps --quiet -e .
+
+FLAGS = --recipe $(RECIPE) --seed $(SEED) $(foreach s,$(SOURCES),--source $(s)) \
+        $(if $(NAME),--name $(NAME)) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) \
+        $(if $(RUNS_DIR),--runs-dir $(RUNS_DIR)) $(if $(REPORT_DIR),--report-dir $(REPORT_DIR)) $(ARGS)
+RUN = $(PYTHON) scripts
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.SUFFIXES:
+.PHONY: help setup data base train eval report all compare test lint assets lock clean
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "; print "Targets:"} /^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@printf '%s\n' 'Variables:' \
+	  '  METHOD=$(METHOD)           one of: $(ALL)' \
+	  '  METHODS="$(METHODS)"  those that make compare runs' \
+	  '  RECIPE=$(RECIPE)            auto, t4 or tiny (auto: t4 with a CUDA GPU, else tiny)' \
+	  '  SEED=$(SEED)                 seed of the run' \
+	  '  SOURCES="alpaca=FILE ..." your data instead of the recipe'"'"'s' \
+	  '  NAME=, DATA_DIR=, RUNS_DIR=, REPORT_DIR=   where things go' \
+	  '  ARGS="--limit 200 ..."    any flag of scripts/train.py --help'
+
+setup: $(READY) ## create .venv with every package of requirements.lock
+
+# The stamp is written last: without it the environment is half-finished and is made anew.
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@test -e $@ || rm -rf $(VENV)
+	@rm -f $@
+	@python=$$(for p in python3 python3.13 python3.12 python3.11; do \
+	    $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done); \
+	  test -n "$$python" || { echo "error: Python 3.11, 3.12 or 3.13 is needed, found $$(python3 --version 2>&1)" >&2; exit 2; }; \
+	  echo "setting up $(VENV) with $$($$python --version); the first time downloads about 4 GB"; \
+	  test -x $(PYTHON) || $$python -m venv $(VENV) || { echo "error: python3 -m venv failed; on Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
+	@$(INSTALL)
+	@touch $@
+
+$(CONDA_PREFIX)/.kit-ready: requirements.lock pyproject.toml
+	@rm -f $@
+	@$(INSTALL)
+	@touch $@
+
+data: $(READY) ## build the data and show what was kept and dropped
+	@$(RUN)/data.py --method $(METHOD) $(FLAGS)
+
+base: $(READY)
+	@$(RUN)/eval.py --method base $(FLAGS)
+
+train: $(READY) ## train METHOD
+	@$(RUN)/train.py --method $(METHOD) $(FLAGS)
+
+eval: $(READY) ## evaluate METHOD
+	@$(RUN)/eval.py --method $(METHOD) $(FLAGS)
+
+report: $(READY) ## console tables and report/ from all runs there are
+	@$(RUN)/report.py $(FLAGS)
+
+all: data base train eval report ## data, base evaluation, training, evaluation and report for METHOD
+
+compare: data base ## the same for every one of METHODS, then one report
+	@set -e; for m in $(METHODS); do $(RUN)/train.py --method $$m $(FLAGS); $(RUN)/eval.py --method $$m $(FLAGS); done
+	@$(RUN)/report.py $(FLAGS)
+
+test: $(READY) ## the tests (about 5 minutes on 2 cores)
+	@$(PYTHON) -m pytest $(ARGS)
+
+lint: $(READY) ## ruff and mypy
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+
+assets: $(READY) ## rebuild the built-in model and data from their script (about 20 minutes on 2 cores)
+	@$(PYTHON) -m kit.assets.make
+
+lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
+	@$(VENV)/bin/uv pip compile --quiet --universal --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
+
+clean: ## remove built data, runs and the generated report (not .venv)
+	rm -rf data runs
+	find report -mindepth 1 -maxdepth 1 ! -name example ! -name benchmarks -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,179 @@
+"""The report's files, all from one set of rows: report.md, comparison_table.csv, summary.json and the figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kit.config import RunConfig, load_recipe
+from kit.console import counts
+from kit.errors import UserError
+from kit.files import read_json, read_jsonl, write_json, write_text
+from kit.report.figures import draw
+from kit.report.rows import COLUMNS, SCORES, Row, cell, collect, curves, number
+
+SCHEMA = 1
+SAMPLES = 2
+COSTS = ("peak_memory_gib", "train_wall_s", "tokens_per_s", "trainable_params", "adapter_mib")
+
+
+def build(config: RunConfig) -> tuple[list[Row], list[str]]:
+    """Writes the report of one experiment; returns its rows and warnings."""
+    rows = collect(Path(config.runs_dir) / config.name)
+    out = Path(config.report_dir)
+    notes = warnings(rows)
+    figures = draw(rows, curves(rows), out / "figures")
+    summary = {"schema": SCHEMA, "recipe": config.recipe, "rows": [public(r) for r in rows], "verdicts": [], "warnings": notes}
+    write_json(out / "summary.json", summary)
+    write_text(out / "comparison_table.csv", table_csv(rows))
+    write_text(out / "report.md", "\n".join(markdown(config, rows, notes, [f.relative_to(out).as_posix() for f in figures])) + "\n")
+    return rows, notes
+
+
+def public(row: Row) -> Row:
+    """What summary.json holds of a row."""
+    return {k: row.get(k) for k in ("method", "seed", "status", "reason", *SCORES, *COSTS, "per_source", "generation", "precision", "provenance", "run")}
+
+
+def warnings(rows: Sequence[Row]) -> list[str]:
+    """What a reader must know before comparing the rows."""
+    notes = [f"{cell('label', r, None)}: {r['reason']}" for r in rows if r["status"] != "done"]
+    hashes = {r["provenance"]["data"] for r in rows if r.get("provenance")}
+    if len(hashes) > 1:
+        notes.append("the runs were made on different data; their scores cannot be compared")
+    if not any(r["method"] == "base" for r in rows):
+        notes.append("the base model was not evaluated; there is no before to compare with")
+    return notes
+
+
+def table_csv(rows: Sequence[Row]) -> str:
+    """One line a run; scores with the ends of their 95% intervals."""
+    text = io.StringIO()
+    heads = ["method", "seed", "status"] + [f"{m}{end}" for m in SCORES for end in ("", "_low", "_high")] + list(COSTS)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(heads)
+    for row in rows:
+        values = [(row[m] or {}).get(end) for m in SCORES for end in ("value", "low", "high")]
+        writer.writerow(["" if v is None else v for v in [row["method"], row["seed"], row["status"], *values, *(row[c] for c in COSTS)]])
+    return text.getvalue()
+
+
+def markdown(config: RunConfig, rows: Sequence[Row], notes: Sequence[str], figures: Sequence[str]) -> list[str]:
+    """report.md as lines."""
+    base = next((r for r in rows if r["method"] == "base"), None)
+    lines = [f"# Fine-tuning comparison: {config.name}", "", load_recipe(config.recipe)["about"], "", *_setting(rows), ""]
+    lines += ["## Comparison", "", *grid([c.title for c in COLUMNS.values()], [[cell(k, r, base) for k in COLUMNS] for r in rows]), ""]
+    lines += ["Scores read base → tuned, on a scale of 0–100 (perplexity: 1 is perfect). Time is that of the optimiser steps alone.", ""]
+    lines += [f"> **Note:** {escape(note)}" for note in notes] + ([""] if notes else [])
+    lines += ["## Scores with 95% intervals", "", *_scores(rows), ""]
+    lines += [line for name in figures for line in (f"![{Path(name).stem.replace('_', ' ')}]({name})", "")]
+    lines += [*_replies(rows), "## Sample generations", "", *samples(rows), *_data(config), *_settings(rows)]
+    return lines
+
+
+def _setting(rows: Sequence[Row]) -> list[str]:
+    known = next((r for r in rows if r.get("provenance")), None)
+    if known is None:
+        return []
+    where = known["provenance"]
+    machine = where["gpu"] or f"CPU ({where['cpu']}; {where['gpu_absent_because']})"
+    versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items() if v)
+    return [f"Machine: {machine}. Precision: {known['precision']['name']} ({known['precision']['reason']}).", "", f"Versions: {versions}."]
+
+
+def _scores(rows: Sequence[Row]) -> list[str]:
+    """Every run, overall and by source."""
+    body = []
+    for row in rows:
+        for name, block in {"all": {m: row[m] for m in SCORES}, **(row["per_source"] or {})}.items():
+            body.append([cell("label", row, None), name, *(_interval(block[m]) for m in SCORES)])
+    return grid(["method", "source", *(COLUMNS[m].title for m in SCORES)], body)
+
+
+def _interval(score: dict[str, Any] | None) -> str:
+    return f"{number(score['value'], 2)} [{number(score['low'], 2)}, {number(score['high'], 2)}]" if score else number(None, 2)
+
+
+def _replies(rows: Sequence[Row]) -> list[str]:
+    made = [r for r in rows if r["generation"]]
+    heads = ["method", "empty", "unfinished", "tokens a reply"]
+    body = [[cell("label", r, None), str(g["empty"]), str(g["unfinished"]), number(g["mean_reply_tokens"], 1)] for r in made if (g := r["generation"])]
+    signatures = [f"- {COLUMNS[m].title}: {escape(score['signature'])}" for m in SCORES if (score := made[0][m])] if made else []
+    return ["## Replies", "", *grid(heads, body), "", "How the scores are computed:", "", *signatures, ""] if made else []
+
+
+def grid(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; the first column is text, the others are numbers."""
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return ["| " + " | ".join(escape(c) for c in row) + " |" for row in (heads, rule, *body)]
+
+
+def escape(text: str) -> str:
+    """Text that stays text inside Markdown and a table cell."""
+    return re.sub(r"([\\`*<>\[\]|])", r"\\\1", text).replace("\n", " ") if set(text) - set("-:") else text
+
+
+def fenced(text: str) -> list[str]:
+    """A code block that no text can close: its fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}text", *text.split("\n"), fence]
+
+
+def samples(rows: Sequence[Row]) -> list[str]:
+    """The same test prompts for every run, side by side: SAMPLES of each source, drawn by a fixed seed."""
+    answers: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        path = Path(row["run"]) / "predictions.jsonl"
+        if row["status"] == "done" and path.exists():
+            answers[cell("label", row, None)] = {p["id"]: p for p in read_jsonl(path)}
+    if not answers:
+        return ["No run has replies yet.", ""]
+    first = next(iter(answers.values()))
+    by_source: dict[str, list[str]] = {}
+    for key in sorted(first):
+        by_source.setdefault(first[key]["source"], []).append(key)
+    lines = []
+    for source, keys in sorted(by_source.items()):
+        for key in random.Random(0).sample(keys, min(SAMPLES, len(keys))):
+            lines += [f"### {source}", "", "Prompt:", "", *fenced(first[key]["prompt"]), "", "Reference:", "", *fenced(first[key]["reference"]), ""]
+            for label, found in answers.items():
+                if key in found:
+                    lines += [f"{escape(label)}:", "", *fenced(found[key]["prediction"] or "(empty)"), ""]
+    return lines
+
+
+def _data(config: RunConfig) -> list[str]:
+    path = config.data_path / "manifest.json"
+    if not path.exists():
+        return []
+    try:
+        manifest = read_json(path)
+    except UserError as error:
+        return [f"> **Note:** {escape(str(error))}", ""]
+    heads = ["source", "origin", "rows in", "kept", "train", "test", "dropped"]
+    body = [[n, s["origin"] + (f" @ {s['revision'][:12]}" if s["revision"] else ""), *(f"{s[k]:,}" for k in ("rows_in", "kept", "train", "test")),
+             counts(s["dropped"])] for n, s in manifest["sources"].items()]  # fmt: skip
+    cut = [f"{split}: {counts(c)}." for split, c in manifest["truncated"].items()]
+    return ["## Data", "", *grid(heads, body), "", f"At {config.max_length} tokens a row, {' '.join(cut)}", ""]
+
+
+def _settings(rows: Sequence[Row]) -> list[str]:
+    """Every setting of every run, one column a run."""
+    known = {cell("label", r, None): r["config"] for r in rows if "config" in r and r["method"] != "base"}
+    if not known:
+        return []
+    keys = list(next(iter(known.values())))
+    body = [[k, *(_value(c.get(k)) for c in known.values())] for k in keys]
+    return ["## Settings", "", *grid(["setting", *known], body)]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "—" if value in (None, "") else str(value)

@@ -1,0 +1,68 @@
+"""Shared fixtures: the built-in tokenizer, a GPT-2-like one, the scripts as a user runs them, and a small tiny-recipe configuration."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kit.cli import parser
+from kit.config import RunConfig, resolve
+
+ROOT = Path(__file__).parent.parent
+# The suite tests the CPU path on every machine; tests marked gpu turn this off again.
+os.environ["UNSLOTH_FORCE_CPU"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Gemma-like: adds bos, has a chat template."""
+    from kit.hub import load_tokenizer
+
+    return load_tokenizer("builtin")
+
+
+@pytest.fixture(scope="session")
+def gpt2_tokenizer():
+    """GPT-2-like: bos = eos, adds none, no pad token, no chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        ["### Instruction:\nDo it.\n\n### Response:\nDone."],
+        trainers.BpeTrainer(vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+
+
+def config(*flags: str) -> RunConfig:
+    """The configuration that a command line means, with the tiny recipe."""
+    return resolve(parser("").parse(["--recipe", "tiny", *flags]))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., RunConfig]:
+    """A tiny configuration whose folders lie in the test's own folder."""
+
+    def make(*flags: str) -> RunConfig:
+        return config("--data-dir", str(tmp_path / "data"), "--runs-dir", str(tmp_path / "runs"), "--report-dir", str(tmp_path / "report"), *flags)
+
+    return make
+
+
+def script(name: str, *flags: str, cwd: Path = ROOT, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """A script run as a user runs it, in a process of its own."""
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *flags]
+    return subprocess.run(command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def places(folder: Path) -> tuple[str, ...]:
+    return "--data-dir", str(folder / "data"), "--runs-dir", str(folder / "runs"), "--report-dir", str(folder / "report")

@@ -1,0 +1,85 @@
+"""Configuration: precedence, suggestions, and every problem reported at once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from conftest import config
+
+from kit import config as kit_config
+from kit.config import DATA_FIELDS, TRAINING_FIELDS, RunConfig, fields, load_recipe, recipes, resolve
+from kit.errors import UserError, unknown
+from kit.methods import METHODS
+
+
+def test_every_field_is_a_flag_with_help() -> None:
+    found = fields()
+    assert len(found) == len(dataclasses.fields(RunConfig)) > 30
+    assert all(f.help for f in found.values())
+
+
+def test_field_lists_name_real_fields() -> None:
+    assert {*DATA_FIELDS, *TRAINING_FIELDS, *kit_config.PLACES} <= fields().keys()
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_shipped_recipes_resolve_for_every_method(name: str) -> None:
+    for method in METHODS:
+        assert resolve({"recipe": name, "method": method}).recipe == name
+
+
+def test_recipe_overrides_default_and_flag_overrides_recipe() -> None:
+    assert config().max_length == 256
+    assert RunConfig().max_length == 1024
+    # An explicit flag wins even when it equals the dataclass default.
+    assert config("--max-length", "1024").max_length == 1024
+
+
+def test_method_block_stands_between_recipe_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe("tiny") | {"methods": {"dora": {"rank": 5}}}
+    monkeypatch.setattr(kit_config, "load_recipe", lambda _: recipe)
+    assert config("--method", "lora").rank == 16
+    assert config("--method", "dora").rank == 5
+    assert config("--method", "dora", "--rank", "7").rank == 7
+
+
+def test_own_sources_drop_the_recipes_row_counts() -> None:
+    assert config().train_per_source == 600
+    assert config("--source", "alpaca=x.json").train_per_source == 5000
+
+
+def test_the_order_of_sources_does_not_matter() -> None:
+    assert config("--source", "tulu=a", "--source", "alpaca=b") == config("--source", "alpaca=b", "--source", "tulu=a")
+
+
+def test_limit_sets_both_limits_and_the_single_ones_win() -> None:
+    assert (config("--limit", "5").limit_train, config("--limit", "5").limit_test) == (5, 5)
+    assert config("--limit", "5", "--limit-test", "3").limit_test == 3
+
+
+def test_recipe_keys_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    (tmp_path / "bad.yaml").write_text("model: builtin\nlerning_rate: 1\nmethods: {qlroa: {rank: 1}, lora: {ranc: 1}}\n")
+    monkeypatch.setattr(kit_config, "RECIPES", tmp_path)
+    with pytest.raises(UserError) as error:
+        load_recipe("bad")
+    assert error.value.problems == (
+        "recipe bad: unknown key 'lerning_rate'; did you mean 'learning_rate'?",
+        "recipe bad: unknown method 'qlroa'; did you mean 'qlora'?",
+        "recipe bad, lora: unknown key 'ranc'; did you mean 'rank'?",
+    )
+
+
+def test_all_problems_are_collected() -> None:
+    with pytest.raises(UserError) as error:
+        config("--rank", "0", "--dropout", "1.5", "--format", "chatt", "--name", "../up")
+    assert len(error.value.problems) == 4
+
+
+def test_unknown_lists_what_there_is_when_nothing_is_close() -> None:
+    assert unknown("method", "zzz", ["lora", "dora"]) == "unknown method 'zzz'; known: dora, lora"
+
+
+def test_base_does_not_depend_on_training_settings() -> None:
+    assert config("--method", "base", "--rank", "3").identity() == config("--method", "base").identity()
+    assert config("--method", "lora", "--rank", "3").identity() != config("--method", "lora").identity()

@@ -1,0 +1,111 @@
+"""Loaded models, in this process: lora and dora train, batches answer as single prompts do, likelihoods are right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kit import generation
+from kit.config import RunConfig
+from kit.errors import UserError
+from kit.evaluation import evaluate
+from kit.generation import generate, likelihoods
+from kit.model import attach, import_unsloth, load_base
+from kit.prompts import Renderer
+from kit.training import train
+
+Make = Callable[..., RunConfig]
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[Any, Renderer, list[Any]]:
+    """The untuned model, its renderer and 24 test rows of mixed length."""
+    from conftest import config
+
+    from kit.sources import read
+
+    model, tokenizer, _ = load_base(config("--method", "base"))
+    import_unsloth().FastModel.for_inference(model)
+    renderer = Renderer(tokenizer, "chat", 256)
+    return model, renderer, renderer.exams(read("ultrachat=builtin").rows[:12] + read("alpaca=builtin").rows[:12])
+
+
+def test_a_batch_answers_as_single_prompts_do(loaded: tuple[Any, Renderer, list[Any]]) -> None:
+    model, renderer, exams = loaded
+    options = {"stop": renderer.stop_ids, "pad": 0, "max_new_tokens": 24}
+    prompts = [e.prompt_ids for e in exams]
+    assert len({len(p) for p in prompts}) > 5
+    assert generate(model, prompts, **options) == [generate(model, [p], **options)[0] for p in prompts]
+
+
+def test_replies_end_at_the_terminator_or_count_as_unfinished(loaded: tuple[Any, Renderer, list[Any]]) -> None:
+    model, renderer, exams = loaded
+    short = generate(model, [exams[0].prompt_ids], stop=renderer.stop_ids, pad=0, max_new_tokens=2)[0]
+    long = generate(model, [exams[0].prompt_ids], stop=renderer.stop_ids, pad=0, max_new_tokens=64)[0]
+    assert (len(short.ids), short.finished) == (2, False)
+    assert long.finished
+    assert not set(long.ids) & set(renderer.stop_ids)
+
+
+def test_likelihoods_equal_the_models_own_loss(loaded: tuple[Any, Renderer, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    model, _, exams = loaded
+    expected = []
+    for e in exams:
+        ids = torch.tensor([[*e.prompt_ids, *e.reference_ids]])
+        labels = torch.tensor([[-100] * len(e.prompt_ids) + list(e.reference_ids)])
+        with torch.inference_mode():
+            expected.append(float(model(input_ids=ids, labels=labels).loss) * len(e.reference_ids))
+    assert likelihoods(model, exams, 0) == pytest.approx(expected, rel=1e-4)
+    # Also when the logits of all rows do not fit at once.
+    monkeypatch.setattr(generation, "LOGITS", 200 * model.config.vocab_size)
+    assert likelihoods(model, exams, 0) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_methods_train_and_gain(tiny: Make, method: str) -> None:
+    flags = ("--limit-train", "320", "--limit-test", "48")
+    record = train(tiny("--method", method, *flags))
+    assert record["trainable_params"] == {"lora": 322_560, "dora": 322_560 + 6 * (192 + 48 + 48 + 192 + 512 + 512 + 192)}[method]
+    base, tuned = (evaluate(tiny("--method", m, *flags))["all"] for m in ("base", method))
+    assert tuned["rouge_l"]["low"] > base["rouge_l"]["high"]
+    assert tuned["perplexity"]["high"] < base["perplexity"]["low"]
+
+
+def test_unknown_target_modules_are_listed_before_training(tiny: Make) -> None:
+    config = tiny("--method", "lora", "--target-modules", "q_prj", "--target-modules", "nothing")
+    model, _, _ = load_base(config)
+    with pytest.raises(UserError) as error:
+        attach(model, config)
+    assert error.value.problems[0] == "unknown target module 'q_prj'; did you mean 'q_proj'?"
+    assert len(error.value.problems) == 2
+
+
+def test_qlora_is_really_in_four_bits(tiny: Make) -> None:
+    model, _, _ = load_base(tiny("--method", "qlora"))
+    kinds = [type(m).__name__ for m in model.modules()]
+    assert kinds.count("Linear4bit") == 6 * 7
+
+
+def test_a_model_that_nf4_cannot_hold_is_an_error_not_a_silent_16_bit_run(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unsloth_zoo.cpu.loader.cpu_bnb_4bit_supported", lambda: False)
+    with pytest.raises(UserError, match="could not be loaded in 4-bit"):
+        load_base(tiny("--method", "qlora"))
+
+
+def test_every_method_starts_from_the_same_adapter(tiny: Make) -> None:
+    import torch
+
+    first = []
+    for method in ("qlora", "lora", "dora"):
+        config = tiny("--method", method)
+        model = attach(load_base(config)[0], config)
+        first.append({n: p.detach() for n, p in model.named_parameters() if "lora_A" in n or "lora_B" in n})
+    assert len(first[0]) == 2 * 6 * 7
+    for other in first[1:]:
+        assert other.keys() == first[0].keys()
+        assert all(torch.equal(other[n], first[0][n]) for n in other)

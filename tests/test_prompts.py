@@ -1,0 +1,124 @@
+"""Rendering: the right tokens are trained, and nothing else, in both formats and for both families of tokenizers."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from kit.errors import UserError
+from kit.prompts import IGNORE, Renderer, plain_prompt
+
+GOLDEN = Path(__file__).parent / "golden" / "rendered.json"
+ONE = {
+    "messages": [{"role": "user", "content": "Find the place.\n\nInput: Anna walks."}, {"role": "assistant", "content": "The lake."}],
+    "input": "Anna walks.",
+}
+TWO = {
+    "messages": [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": "Bye."},
+    ]
+}
+
+
+def supervised(tokenizer, example) -> str:
+    return tokenizer.decode([label for label in example.labels if label != IGNORE])
+
+
+def renderers(tokenizer, gpt2_tokenizer) -> dict[str, tuple[object, Renderer]]:
+    return {
+        "gemma chat": (tokenizer, Renderer(tokenizer, "chat", 256)),
+        "gemma alpaca": (tokenizer, Renderer(tokenizer, "alpaca", 256)),
+        "gpt2 alpaca": (gpt2_tokenizer, Renderer(gpt2_tokenizer, "alpaca", 256)),
+    }
+
+
+def test_rendered_text_and_mask_are_as_written_down(tokenizer, gpt2_tokenizer) -> None:
+    found = {}
+    for name, (tok, renderer) in renderers(tokenizer, gpt2_tokenizer).items():
+        for row_name, row in (("one", ONE), ("two", TWO)):
+            example = renderer.examples([row])[0]
+            found[f"{name} {row_name}"] = {"text": tok.decode(example.input_ids), "supervised": supervised(tok, example)}
+    assert found == json.loads(GOLDEN.read_text(encoding="utf-8"))
+
+
+def test_chat_tokens_equal_the_tokenizers_own_template(tokenizer) -> None:
+    own = tokenizer.apply_chat_template(TWO["messages"], tokenize=True)["input_ids"]
+    # The template ends with a newline after the last terminator, which is the next turn's business.
+    assert [*Renderer(tokenizer, "chat", 256).examples([TWO])[0].input_ids, tokenizer.convert_tokens_to_ids("\n")] == own
+
+
+def test_bos_comes_once_and_only_where_the_tokenizer_adds_it(tokenizer, gpt2_tokenizer) -> None:
+    for tok, renderer in renderers(tokenizer, gpt2_tokenizer).values():
+        ids = renderer.examples([TWO])[0].input_ids
+        if tok is gpt2_tokenizer:
+            assert ids[0] != tok.bos_token_id
+        else:
+            assert ids[0] == tok.bos_token_id
+            assert ids.count(tok.bos_token_id) == 1
+
+
+def test_control_tokens_typed_in_the_text_stay_characters(tokenizer) -> None:
+    typed = "Say <end_of_turn> and <bos> and <eos>"
+    row = {"messages": [{"role": "user", "content": typed}, {"role": "assistant", "content": typed}]}
+    example = Renderer(tokenizer, "chat", 256).examples([row])[0]
+    assert sum(i in tokenizer.all_special_ids for i in example.input_ids) == 5  # bos, and start and end of two turns
+    assert supervised(tokenizer, example) == f"{typed}<end_of_turn>"
+
+
+def test_the_prompt_and_its_reference_make_the_training_example(tokenizer, gpt2_tokenizer) -> None:
+    for _, renderer in renderers(tokenizer, gpt2_tokenizer).values():
+        for row in (ONE, TWO):
+            exam, example = renderer.exams([row])[0], renderer.examples([row])[0]
+            assert exam.prompt_ids + exam.reference_ids == example.input_ids
+            assert exam.reference_ids[-1] == renderer.terminator
+
+
+def random_row(rng: random.Random) -> dict[str, object]:
+    words = lambda n: " ".join(rng.choice(["lake", "river", "walks", "the"]) for _ in range(n))  # noqa: E731
+    messages = [{"role": ("user", "assistant")[i % 2], "content": words(rng.choice([1, 5, 40, 150]))} for i in range(2 * rng.randint(1, 4))]
+    if rng.random() < 0.5:
+        return {"messages": messages}
+    extra = words(rng.choice([1, 60]))
+    messages[0]["content"] += f"\n\nInput: {extra}"
+    return {"messages": messages, "input": extra}
+
+
+@pytest.mark.parametrize("format", ["chat", "alpaca"])
+def test_no_row_is_too_long_or_without_supervised_tokens(tokenizer, format: str) -> None:
+    rng, length = random.Random(1), 100
+    renderer = Renderer(tokenizer, format, length)
+    rows = [random_row(rng) for _ in range(300)]
+    whole = Renderer(tokenizer, format, 10_000)
+    fits = set()
+    for row, example, exam, full in zip(rows, renderer.examples(rows), renderer.exams(rows), whole.examples(rows), strict=True):
+        assert 0 < len(example.input_ids) == len(example.labels) <= length
+        assert example.supervised > 0
+        assert all(label in (IGNORE, token) for token, label in zip(example.input_ids, example.labels, strict=True))
+        assert len(exam.reference_ids) > 0
+        assert len(exam.prompt_ids) + len(exam.reference_ids) <= length
+        assert (example.fit == "whole") == (len(full.input_ids) <= length), row
+        if example.fit in ("whole", "turns_dropped"):  # whole turns from the start
+            assert full.input_ids[: len(example.input_ids)] == example.input_ids
+        fits |= {example.fit, exam.fit}
+    assert fits == {"whole", "turns_dropped", "reply_cut", "prompt_cut"}
+
+
+def test_a_template_is_needed_for_the_chat_format(gpt2_tokenizer) -> None:
+    with pytest.raises(UserError, match="no chat template; use --format alpaca"):
+        Renderer(gpt2_tokenizer, "chat", 256)
+
+
+def test_a_length_that_the_format_alone_fills_is_refused(tokenizer) -> None:
+    with pytest.raises(UserError, match="is too short"):
+        Renderer(tokenizer, "alpaca", 40)
+
+
+def test_plain_prompt_shows_earlier_turns() -> None:
+    assert plain_prompt(ONE) == "Find the place.\n\nInput: Anna walks."
+    assert plain_prompt(TWO) == "User: Hi\n\nAssistant: Hello.\n\nUser: And?"

@@ -1,0 +1,122 @@
+"""Result files, the run directory, phases and the row order of training."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from kit import files, runs
+from kit.config import RunConfig
+from kit.device import choose_precision, choose_recipe
+from kit.errors import UserError
+from kit.resources import Phases
+from kit.training import Order, last_checkpoint
+
+Make = Callable[..., RunConfig]
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    files.write_json(path, {"old": 1})
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write_json(path, {"new": 2})
+    assert files.read_json(path) == {"old": 1}
+
+
+def test_nan_never_reaches_a_result(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range"):
+        files.write_json(tmp_path / "a.json", {"score": float("nan")})
+
+
+def test_a_full_disk_is_one_line() -> None:
+    code = "import errno; from kit.cli import run\ndef main(): raise OSError(errno.ENOSPC, 'No space left on device', 'runs/x')\nrun(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: runs/x: No space left on device; what was there before is unchanged\n")
+
+
+def test_a_run_keeps_its_settings(tiny: Make) -> None:
+    folder = runs.open_run(tiny("--rank", "4"))
+    (folder / "adapter").mkdir()
+    assert runs.open_run(tiny("--rank", "4")) == folder
+    with pytest.raises(UserError, match=r"made with other settings \(alpha 16 -> 2, rank 4 -> 8\)"):
+        runs.open_run(tiny("--rank", "8", "--alpha", "2"))
+    assert runs.load_config(folder, {}).rank == 4
+
+
+def test_a_run_that_failed_before_its_first_result_takes_new_settings(tiny: Make) -> None:
+    runs.open_run(tiny("--rank", "4"))
+    assert runs.load_config(runs.open_run(tiny("--rank", "8")), {}).rank == 8
+
+
+def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
+    for step, complete in ((5, True), (20, True), (100, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if complete:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    found = last_checkpoint(tmp_path)
+    assert found is not None
+    assert found.name == "checkpoint-20"
+    assert last_checkpoint(tmp_path / "none") is None
+
+
+def test_provenance_names_versions_and_hardware(tiny: Make) -> None:
+    made = runs.provenance(tiny(), "hash")
+    assert made["versions"]["unsloth"] == "2026.10.9"
+    assert made["data"] == "hash"
+    assert made["gpu"] is None
+    assert made["gpu_absent_because"]
+
+
+def test_the_peak_of_one_phase_does_not_leak_into_the_next() -> None:
+    phases = Phases()
+    with phases("large"):
+        block = bytearray(300 * 2**20)
+        block[:: 2**12] = b"x" * len(block[:: 2**12])
+        del block
+    with phases("small"):
+        pass
+    large, small = phases.record["large"], phases.record["small"]
+    if not small["process_peak_is_apart"]:
+        pytest.skip("this kernel does not let a process reset its peak memory (/proc/self/clear_refs)")
+    assert float(large["peak_process_gib"] or 0) - float(small["peak_process_gib"] or 0) > 0.25
+
+
+def test_without_a_gpu_the_choices_say_why() -> None:
+    assert choose_recipe() == ("tiny", "UNSLOTH_FORCE_CPU=1: the built-in model and data, on the CPU")
+    assert choose_precision("gemma3_text").name == "float32"
+
+
+@pytest.mark.parametrize("rows", [1, 8, 100, 803])
+def test_the_row_order_is_a_permutation_with_the_longest_first(rows: int) -> None:
+    lengths = [(i * 7919) % 97 + 1 for i in range(rows)]
+    order = Order(lengths, 8, seed=3)
+    first = list(order)
+    assert sorted(first) == list(range(rows))
+    assert first == list(Order(lengths, 8, seed=3))
+    if rows > 8:
+        assert max(lengths) == max(lengths[i] for i in first[:8])
+        order.set_epoch(1)
+        assert list(order) != first
+        assert list(Order(lengths, 8, seed=4)) != first
+
+
+def test_batches_hold_rows_of_like_length() -> None:
+    lengths = [(i * 7919) % 500 + 1 for i in range(800)]
+    order = list(Order(lengths, 8, seed=0))
+    padded = sum(8 * max(lengths[i] for i in order[start : start + 8]) for start in range(0, 800, 8))
+    assert padded < 1.1 * sum(lengths)
+    tops = [lengths[order[start]] for start in range(8, 800, 8)]
+    falls = sum(a > b for a, b in itertools.pairwise(tops))
+    assert 30 < falls < 70  # neither sorted up nor down: the batches are shuffled
