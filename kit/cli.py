@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -69,7 +70,12 @@ def configure(about: str, argv: Sequence[str] | None = None) -> RunConfig:
 
 
 def announce(config: RunConfig, flags: Mapping[str, Any]) -> None:
-    """Says which recipe `auto` chose and why."""
+    """Says which recipe `auto` chose and why, and keeps the libraries' network habits to what the run needs."""
+    # Both report usage home unless told not to.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    if config.is_local:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if flags.get("recipe", "auto") == "auto":
         from kit.console import say
         from kit.device import choose_recipe

@@ -89,6 +89,12 @@ class RunConfig:
     def technique(self) -> Method:
         return METHODS[self.method]
 
+    @property
+    def is_local(self) -> bool:
+        """Whether model and data all lie on this machine, so that nothing needs the network."""
+        origins = [s.partition("=")[2] for s in self.source]
+        return all(name == "builtin" or Path(name).expanduser().exists() for name in [self.model, *origins])
+
     def identity(self) -> dict[str, Any]:
         """The fields that must agree for two results to come from the same run, JSON-ready."""
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in PLACES}

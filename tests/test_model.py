@@ -17,7 +17,6 @@ from kit.prompts import Renderer
 from kit.training import train
 
 Make = Callable[..., RunConfig]
-pytestmark = pytest.mark.filterwarnings("default")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,7 @@ def test_likelihoods_equal_the_models_own_loss(loaded: tuple[Any, Renderer, list
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_methods_train_and_gain(tiny: Make, method: str) -> None:
-    flags = ("--limit-train", "320", "--limit-test", "48")
+    flags = ("--limit-train", "480", "--limit-test", "96")
     record = train(tiny("--method", method, *flags))
     assert record["trainable_params"] == {"lora": 322_560, "dora": 322_560 + 6 * (192 + 48 + 48 + 192 + 512 + 512 + 192)}[method]
     base, tuned = (evaluate(tiny("--method", m, *flags))["all"] for m in ("base", method))
