@@ -13,7 +13,7 @@ from kit.errors import UserError
 from kit.files import read_json, read_jsonl, write_json
 from kit.generation import batches, generate, likelihoods, longest_first
 from kit.metrics import scores
-from kit.model import load_trained
+from kit.model import load_trained, prepare_data
 from kit.progress import Bar
 from kit.prompts import Exam, Renderer, plain_prompt
 from kit.resources import Phases, clock
@@ -21,7 +21,7 @@ from kit.resources import Phases, clock
 
 def evaluate(config: RunConfig) -> dict[str, Any]:
     """The run's eval.json; goes on where an interrupted evaluation stopped, and does nothing when the result exists."""
-    dataset.prepare(config)
+    prepare_data(config)
     data = dataset.manifest_hash(config)
     if config.method != BASE and not (config.run_dir / "train.json").exists():
         raise UserError(f"{config.run_dir} is not trained yet; run: python scripts/train.py --method {config.method} --seed {config.seed}")

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from kit import dataset
 from kit.config import BASE, RunConfig
 from kit.console import console, say
 from kit.device import Choice, choose_precision
@@ -72,6 +73,13 @@ def load_trained(config: RunConfig) -> tuple[Any, Any, Choice]:
         model = PeftModel.from_pretrained(model, str(folder))
     import_unsloth().FastModel.for_inference(model)
     return model, tokenizer, chosen
+
+
+def prepare_data(config: RunConfig) -> None:
+    """Builds the data when it is missing; Unsloth comes first then, since the build's tokenizer imports transformers."""
+    if dataset.manifest_of(config) is None:
+        import_unsloth()
+        dataset.prepare(config)
 
 
 def import_unsloth() -> Any:

@@ -23,8 +23,8 @@ class Bar:
     def __init__(self, title: str, total: int) -> None:
         self.title, self.total, self.done, self.said = title, total, 0, 0
         self.started = time.perf_counter()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
-        self.live = Progress(*columns, console=console, disable=not console.is_terminal)
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+        self.live = Progress(*columns, console=console, expand=True, disable=not console.is_terminal)
         self.task = self.live.add_task(title, total=total, text="")
 
     def __enter__(self) -> Bar:
@@ -96,7 +96,7 @@ class TrainingProgress:
         self.file.flush()
         memory = device_gib()[1] or resident_gib() or 0
         speed = self.tokens_per_s() or 0
-        self.bar.update(row["step"], f"loss {row['loss']:.3f}  lr {row['learning_rate']:.1e}  {speed:.0f} tokens/s  {memory:.2f} GiB")
+        self.bar.update(row["step"], f"loss {row['loss']:.3f} lr {row['learning_rate']:.1e} {speed:.0f} tokens/s {memory:.2f} GiB")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._enter(None)

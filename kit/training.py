@@ -13,7 +13,7 @@ from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.errors import UserError
 from kit.files import read_json, write_json
-from kit.model import attach, load_base
+from kit.model import attach, load_base, prepare_data
 from kit.progress import TrainingProgress
 from kit.prompts import IGNORE, Example, Renderer
 from kit.resources import Phases
@@ -26,7 +26,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     """The run's train.json; trains what is missing, from the last complete checkpoint, and does nothing when the run is done."""
     if config.method == BASE:
         raise UserError("base is the untuned model: it is evaluated, not trained")
-    dataset.prepare(config)
+    prepare_data(config)
     folder = runs.open_run(config)
     result = folder / "train.json"
     if result.exists() and (record := read_json(result))["status"] == "done":

@@ -66,6 +66,17 @@ def test_all_files_come_from_one_set_of_rows(tiny: Make) -> None:
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in (out / "figures").iterdir())
 
 
+def test_the_report_says_what_the_runs_used_and_not_what_its_own_flags_say(tiny: Make) -> None:
+    from kit.dataset import prepare
+
+    small = ("--train-per-source", "10", "--test-per-source", "5")
+    prepare(tiny(*small))
+    made_run(tiny("--method", "lora", *small, "--limit-test", "3"), ["a lake"] * 3)
+    text = build(tiny())[2]
+    assert "These runs used only the first 3 test rows." in text
+    assert "At 256 tokens a row, train: 30 whole. test: 15 whole." in text
+
+
 def test_the_same_runs_give_the_same_bytes(tiny: Make) -> None:
     made_run(tiny("--method", "base"), ["a"] * 3)
     made_run(tiny("--method", "qlora"), ["the lake"] * 3)

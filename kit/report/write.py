@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kit.config import RunConfig, load_recipe
+from kit.config import RunConfig, load_recipe, recipes
 from kit.console import counts
 from kit.errors import UserError
 from kit.files import read_json, read_jsonl, write_json, write_text
@@ -28,7 +28,7 @@ def build(config: RunConfig) -> tuple[list[Row], list[str]]:
     out = Path(config.report_dir)
     notes = warnings(rows)
     figures = draw(rows, curves(rows), out / "figures")
-    summary = {"schema": SCHEMA, "recipe": config.recipe, "rows": [public(r) for r in rows], "verdicts": [], "warnings": notes}
+    summary = {"schema": SCHEMA, "recipe": next(iter(used("recipe", rows)), None), "rows": [public(r) for r in rows], "verdicts": [], "warnings": notes}
     write_json(out / "summary.json", summary)
     write_text(out / "comparison_table.csv", table_csv(rows))
     write_text(out / "report.md", "\n".join(markdown(config, rows, notes, [f.relative_to(out).as_posix() for f in figures])) + "\n")
@@ -66,13 +66,14 @@ def table_csv(rows: Sequence[Row]) -> str:
 def markdown(config: RunConfig, rows: Sequence[Row], notes: Sequence[str], figures: Sequence[str]) -> list[str]:
     """report.md as lines."""
     base = next((r for r in rows if r["method"] == "base"), None)
-    lines = [f"# Fine-tuning comparison: {config.name}", "", load_recipe(config.recipe)["about"], "", *_setting(rows), ""]
+    about = [load_recipe(name)["about"] for name in used("recipe", rows) if name in recipes()]
+    lines = [f"# Fine-tuning comparison: {config.name}", "", *about, "", *_setting(rows), ""]
     lines += ["## Comparison", "", *grid([c.title for c in COLUMNS.values()], [[cell(k, r, base) for k in COLUMNS] for r in rows]), ""]
     lines += ["Scores read base → tuned, on a scale of 0–100 (perplexity: 1 is perfect). Time is that of the optimiser steps alone.", ""]
     lines += [f"> **Note:** {escape(note)}" for note in notes] + ([""] if notes else [])
     lines += ["## Scores with 95% intervals", "", *_scores(rows), ""]
     lines += [line for name in figures for line in (f"![{Path(name).stem.replace('_', ' ')}]({name})", "")]
-    lines += [*_replies(rows), "## Sample generations", "", *samples(rows), *_data(config), *_settings(rows)]
+    lines += [*_replies(rows), "## Sample generations", "", *samples(rows), *_data(config, rows), *_settings(rows)]
     return lines
 
 
@@ -148,7 +149,12 @@ def samples(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _data(config: RunConfig) -> list[str]:
+def used(setting: str, rows: Sequence[Row]) -> list[Any]:
+    """The values that the runs were made with, unset ones left out."""
+    return sorted({r["config"][setting] for r in rows if r.get("config", {}).get(setting) is not None})
+
+
+def _data(config: RunConfig, rows: Sequence[Row]) -> list[str]:
     path = config.data_path / "manifest.json"
     if not path.exists():
         return []
@@ -160,7 +166,9 @@ def _data(config: RunConfig) -> list[str]:
     body = [[n, s["origin"] + (f" @ {s['revision'][:12]}" if s["revision"] else ""), *(f"{s[k]:,}" for k in ("rows_in", "kept", "train", "test")),
              counts(s["dropped"])] for n, s in manifest["sources"].items()]  # fmt: skip
     cut = [f"{split}: {counts(c)}." for split, c in manifest["truncated"].items()]
-    return ["## Data", "", *grid(heads, body), "", f"At {config.max_length} tokens a row, {' '.join(cut)}", ""]
+    limits = [f"the first {n:,} {split} rows" for split in ("train", "test") for n in used(f"limit_{split}", rows)]
+    limited = [f"These runs used only {' and '.join(limits)}.", ""] if limits else []
+    return ["## Data", "", *grid(heads, body), "", *limited, f"At {manifest['inputs']['max_length']} tokens a row, {' '.join(cut)}", ""]
 
 
 def _settings(rows: Sequence[Row]) -> list[str]:
