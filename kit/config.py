@@ -44,6 +44,7 @@ class RunConfig:
     source: Annotated[tuple[str, ...], "NAME=ORIGIN, repeatable; ORIGIN is a file, a hub dataset or builtin; replaces the recipe's data"] = ()
     train_per_source: Annotated[int, "training rows drawn from each source"] = 5000
     test_per_source: Annotated[int, "test rows drawn from each source"] = 2000
+    valid_per_source: Annotated[int, "validation rows from each source, for tuning, so that test is opened once"] = 0
     data_seed: Annotated[int, "seed of the draw; the same for all compared runs"] = 0
     format: Annotated[str, "chat (the model's template) or alpaca (### Instruction / ### Input / ### Response)"] = "chat"
     max_length: Annotated[int, "longest sequence in tokens; what is cut is counted in the manifest"] = 1024
@@ -108,7 +109,7 @@ TRAINING_FIELDS = (
     "learning_rate", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "optimizer", "gradient_checkpointing", "save_steps",
 )  # fmt: skip
 # What the data folder depends on: two configurations that agree here share one data folder.
-DATA_FIELDS = ("source", "train_per_source", "test_per_source", "data_seed", "model", "revision", "format", "max_length")
+DATA_FIELDS = ("source", "train_per_source", "test_per_source", "valid_per_source", "data_seed", "model", "revision", "format", "max_length")
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,7 @@ def check(config: RunConfig) -> None:
                 "learning_rate", "save_steps", "max_new_tokens", "eval_batch_size", "limit_train", "limit_test", "max_steps")  # fmt: skip
     flag = {f: f"--{f.replace('_', '-')}" for f in fields()}
     problems = [f"{flag[f]} must be greater than 0, got {v}" for f in positive if (v := getattr(config, f)) is not None and v <= 0]
+    problems += [f"--valid-per-source must not be negative, got {config.valid_per_source}"] if config.valid_per_source < 0 else []
     shares = ("dropout", "warmup_ratio")
     problems += [f"{flag[f]} must be from 0 to below 1, got {v}" for f in shares if not 0 <= (v := getattr(config, f)) < 1]
     choices = {"format": FORMATS, "schedule": SCHEDULES, "precision": PRECISIONS}

@@ -1,15 +1,16 @@
-"""Sources -> data/NAME/{train,test}.jsonl and manifest.json, every row accounted for.
+"""Sources -> data/NAME/{train,valid,test}.jsonl and manifest.json, every row accounted for.
 
-Rows are drawn by the hash of their content, so the draw depends on the seed and the text and on nothing else; the test split takes
-the lowest hashes and the train split the highest, so that growing one leaves the other as it was.
+Two passes keep memory flat: the first counts, hashes and sketches every row and keeps none; the second reads the rows drawn.
+The draw is by the hash of content: test takes the lowest hashes and train the highest, so that growing one leaves the rows of the
+other; rows alike (`kit.audit`) share a hash and so a split.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,18 @@ from kit.config import DATA_FIELDS, RunConfig
 from kit.console import counts, say
 from kit.errors import UserError
 from kit.files import read_json, read_jsonl, replaced_folder, sha256, write_json, write_jsonl
-from kit.prompts import Renderer
-from kit.sources import Reading, fingerprint, parse, read
+from kit.sources import SOURCES as KNOWN
+from kit.sources import Stream
 
-SCHEMA = 1
-SPLITS = ("train", "test")
-PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
+SCHEMA = 2
+SPLITS = ("train", "valid", "test")
 Row = dict[str, Any]
 
 
 def inputs(config: RunConfig) -> dict[str, Any]:
     """What decides the content of the data folder, JSON-ready."""
     values = {k: v for k, v in config.identity().items() if k in DATA_FIELDS}
-    return values | {"source": sorted(fingerprint(s) for s in config.source)}
+    return values | {"source": sorted(Stream(s).fingerprint() for s in config.source), "schema": SCHEMA}
 
 
 def manifest_of(config: RunConfig) -> dict[str, Any] | None:
@@ -52,69 +52,167 @@ def prepare(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
         raise UserError("no data: give at least one --source NAME=ORIGIN")
     if not overwrite and (manifest := manifest_of(config)):
         return manifest
-    say(f"building {config.data_path} from {', '.join(config.source)}")
-    readings = {parse(spec)[0]: read(spec) for spec in config.source}
-    if len(readings) < len(config.source):
+    streams = [Stream(spec) for spec in config.source]
+    if len({s.name for s in streams}) < len(streams):
         raise UserError("a source is named twice; each --source needs a name of its own")
-    splits: dict[str, dict[str, list[Row]]] = {split: {} for split in SPLITS}
-    for name, reading in sorted(readings.items()):
-        rows = distinct(name, reading, config.data_seed)
-        if not rows:
-            raise UserError(f"source {name}: no usable rows in {reading.origin} (dropped: {counts(reading.dropped)})")
-        wanted = config.train_per_source + config.test_per_source
-        if wanted > len(rows):
-            raise UserError(
-                f"source {name}: {len(rows)} usable rows in {reading.origin}, fewer than {config.train_per_source} train "
-                f"+ {config.test_per_source} test; lower --train-per-source or --test-per-source"
-            )
-        splits["test"][name] = rows[: config.test_per_source]
-        splits["train"][name] = rows[::-1][: config.train_per_source]
-    return _write(config, readings, {split: interleaved(by_name) for split, by_name in splits.items()})
+    say(f"building {config.data_path} from {', '.join(config.source)}")
+    pools = [Pool(stream, config.data_seed) for stream in streams]
+    duplicates = group(pools)
+    drawn = draw(pools, config)
+    splits = {split: interleaved([drawn[p.stream.name][split] for p in pools]) for split in SPLITS}
+    return _write(config, streams, splits, duplicates)
 
 
-def distinct(name: str, reading: Reading, seed: int) -> list[Row]:
-    """The source's rows without exact duplicates, sorted by the hash of seed and content; duplicates are counted as dropped."""
-    rows: dict[str, Row] = {}
-    for row in reading.rows:
-        content = json.dumps([seed, row["messages"]], ensure_ascii=False)
-        rows.setdefault(hashlib.sha256(content.encode()).hexdigest(), row)
-    reading.dropped["duplicate"] += len(reading.rows) - len(rows)
-    reading.dropped += Counter()  # leaves out reasons that count 0
-    return [{"id": f"{name}-{digest[:16]}", "source": name, **rows[digest]} for digest in sorted(rows)]
+@dataclass
+class Pool:
+    """The first pass over a source: a hash, a row number and a sketch for each distinct row, and none of the rows."""
+
+    stream: Stream
+    seed: int
+    hashes: list[bytes] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    prompts: list[bytes] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    signatures: Any = None
+
+    def __post_init__(self) -> None:
+        from kit.audit import Sketches, prompt_hash
+
+        seen: set[bytes] = set()
+        sketches = Sketches()
+        for number, row in self.stream.rows():
+            content = json.dumps([self.seed, row["messages"]], ensure_ascii=False)
+            digest = hashlib.sha256(content.encode()).digest()[:16]
+            if digest in seen:
+                self.stream.dropped["duplicate"] += 1
+                continue
+            seen.add(digest)
+            self.hashes.append(digest)
+            self.numbers.append(number)
+            self.prompts.append(prompt_hash(row))
+            sketches.add(row)
+        self.signatures = sketches.matrix()
+        if self.stream.shape and self.stream.name not in KNOWN:
+            say(f"source {self.stream.name}: read as {self.stream.shape}")
+        if not self.hashes:
+            raise UserError(f"source {self.stream.name}: no usable rows in {self.stream.origin} (dropped: {counts(self.stream.dropped)})")
 
 
-def interleaved(by_name: dict[str, list[Row]]) -> list[Row]:
+def group(pools: list[Pool]) -> dict[str, Any]:
+    """Gives every row the key of its group of near duplicates, across sources; returns what was found."""
+    import numpy as np
+
+    from kit.audit import SIMILAR, groups
+
+    hashes = [h for pool in pools for h in pool.hashes]
+    found = groups(np.concatenate([pool.signatures for pool in pools]), [p for pool in pools for p in pool.prompts])
+    lowest: dict[int, bytes] = {}
+    sizes: dict[int, int] = {}
+    for digest, g in zip(hashes, found.tolist(), strict=True):
+        lowest[g] = min(digest, lowest.get(g, digest))
+        sizes[g] = sizes.get(g, 0) + 1
+    at = 0
+    for pool in pools:
+        pool.keys = [lowest[g] for g in found[at : at + len(pool.hashes)].tolist()]
+        at += len(pool.hashes)
+        pool.signatures = None
+    large = [n for n in sizes.values() if n > 1]
+    exact = sum(pool.stream.dropped["duplicate"] for pool in pools)
+    return {"exact": exact, "near": sum(large), "groups": len(large), "largest_group": max(large, default=1), "similarity": SIMILAR}
+
+
+def draw(pools: list[Pool], config: RunConfig) -> dict[str, dict[str, list[Row]]]:
+    """The rows of each source and split. A group that test or valid touches, in any source, is kept out of the splits after it."""
+    wanted = {"test": config.test_per_source, "valid": config.valid_per_source, "train": config.train_per_source}
+    chosen: dict[str, dict[str, list[int]]] = {p.stream.name: {} for p in pools}
+    taken: set[bytes] = set()
+    for split, n in wanted.items():
+        used: set[bytes] = set()
+        for pool in pools:
+            picks = _pick(pool, split, n, taken, {i for found in chosen[pool.stream.name].values() for i in found})
+            if len(picks) < n:
+                raise UserError(_too_few(pool, config))
+            chosen[pool.stream.name][split] = picks
+            used |= {pool.keys[i] for i in picks}
+        taken |= used
+    return {pool.stream.name: _fetch(pool, chosen[pool.stream.name]) for pool in pools}
+
+
+def _pick(pool: Pool, split: str, n: int, taken: set[bytes], own: set[int]) -> list[int]:
+    """The first n rows in the split's order whose groups are free: test from the lowest hash, train from the highest, valid by another hash."""
+
+    def order(i: int) -> tuple[bytes, bytes]:
+        key = hashlib.sha256(b"valid" + pool.keys[i]).digest() if split == "valid" else pool.keys[i]
+        return key, pool.hashes[i]
+
+    free = (i for i in sorted(range(len(pool.keys)), key=order, reverse=split == "train") if pool.keys[i] not in taken and i not in own)
+    return [i for _, i in zip(range(n), free, strict=False)]
+
+
+def _too_few(pool: Pool, config: RunConfig) -> str:
+    wanted = [f"{n} {split}" for split, n in zip(SPLITS, (config.train_per_source, config.valid_per_source, config.test_per_source), strict=True) if n]
+    return (
+        f"source {pool.stream.name}: {len(pool.keys)} usable rows in {pool.stream.origin} are too few for {' + '.join(wanted)} "
+        "with near duplicates kept on one side; lower --train-per-source or --test-per-source"
+    )
+
+
+def _fetch(pool: Pool, chosen: dict[str, list[int]]) -> dict[str, list[Row]]:
+    """The second pass: the drawn rows in the order drawn."""
+    place = {pool.numbers[i]: (split, rank, i) for split, picks in chosen.items() for rank, i in enumerate(picks)}
+    out: dict[str, list[Row]] = {split: [{}] * len(picks) for split, picks in chosen.items()}
+    for number, row in pool.stream.rows(wanted=place):
+        split, rank, i = place[number]
+        out[split][rank] = {"id": f"{pool.stream.name}-{pool.hashes[i].hex()[:16]}", "source": pool.stream.name, **row}
+    return out
+
+
+def interleaved(by_source: list[list[Row]]) -> list[Row]:
     """One row of each source in turn, so that every beginning of the file is balanced."""
-    return [row for rank in zip(*by_name.values(), strict=True) for row in rank]
+    return [row for rank in zip(*by_source, strict=True) for row in rank]
 
 
-def _write(config: RunConfig, readings: dict[str, Reading], splits: dict[str, list[Row]]) -> dict[str, Any]:
-    from kit.hub import load_tokenizer
+def _write(config: RunConfig, streams: list[Stream], splits: dict[str, list[Row]], duplicates: dict[str, Any]) -> dict[str, Any]:
+    from kit.audit import leaks
 
-    renderer = Renderer(load_tokenizer(config.model, config.revision), config.format, config.max_length)
-    fitted = {"train": [(e.fit, len(e.input_ids)) for e in renderer.examples(splits["train"])],
-              "test": [(e.fit, len(e.prompt_ids) + len(e.reference_ids)) for e in renderer.exams(splits["test"])]}  # fmt: skip
+    splits = {split: rows for split, rows in splits.items() if rows}
+    stats = measure(config, splits)
     manifest: dict[str, Any] = {"schema": SCHEMA, "inputs": inputs(config), "seed": config.data_seed, "format": config.format}
     manifest["sources"] = {
-        name: {"origin": r.origin, "revision": r.revision, "rows_in": r.rows_in, "kept": r.rows_in - r.dropped.total(),
-               "dropped": dict(sorted(r.dropped.items())), "repaired": dict(sorted(r.repaired.items()))}
-        | {split: sum(row["source"] == name for row in rows) for split, rows in splits.items()}
-        for name, r in sorted(readings.items())
+        s.name: {"origin": s.origin, "revision": s.revision, "shape": s.shape, "rows_in": s.rows_in, "kept": s.rows_in - s.dropped.total(),
+                 "dropped": dict(sorted(s.dropped.items())), "repaired": dict(sorted(s.repaired.items()))}
+        | {split: sum(row["source"] == s.name for row in rows) for split, rows in splits.items()}
+        for s in streams
     }  # fmt: skip
-    manifest["truncated"] = {split: dict(sorted(Counter(fit for fit, _ in pairs).items())) for split, pairs in fitted.items()}
-    manifest["lengths"] = {split: percentiles([n for _, n in pairs]) for split, pairs in fitted.items()}
+    manifest["duplicates"] = duplicates
+    manifest["leaks"] = leaks(splits)
+    manifest["truncated"] = {split: s["fit"] for split, s in stats.items()}
+    manifest["lengths"] = {split: s["tokens"] for split, s in stats.items()}
     with replaced_folder(config.data_path) as folder:
         for split, rows in splits.items():
             write_jsonl(folder / f"{split}.jsonl", rows)
-        manifest["files"] = {f"{s}.jsonl": {"rows": len(rows), "sha256": sha256(folder / f"{s}.jsonl")} for s, rows in splits.items()}
+        write_json(folder / "dataset_stats.json", {"schema": SCHEMA, "max_length": config.max_length, "splits": stats})
+        manifest["files"] = {p.name: {"rows": len(splits.get(p.stem, [])) or None, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
         write_json(folder / "manifest.json", manifest)
     return manifest
 
 
-def percentiles(lengths: list[int]) -> dict[str, int]:
-    """Nearest-rank percentiles of token counts, after fitting to the maximum length."""
-    ordered = sorted(lengths)
-    return {f"p{p}": ordered[max(-(-p * len(ordered) // 100) - 1, 0)] for p in PERCENTILES}
+def measure(config: RunConfig, splits: dict[str, list[Row]]) -> dict[str, Any]:
+    """Statistics of every split at the configuration's tokenizer, format and maximum length."""
+    from kit.audit import statistics
+    from kit.hub import load_tokenizer
+    from kit.prompts import Renderer
+
+    renderer = Renderer(load_tokenizer(config.model, config.revision), config.format, config.max_length)
+    out = {}
+    for split, rows in splits.items():
+        if split == "train":
+            made = [(len(e.input_ids), e.supervised, e.fit) for e in renderer.examples(rows)]
+        else:
+            made = [(len(e.prompt_ids) + len(e.reference_ids), len(e.reference_ids), e.fit) for e in renderer.exams(rows)]
+        tokens, supervised, fits = zip(*made, strict=True)
+        out[split] = statistics(rows, tokens, supervised, fits)
+    return out
 
 
 def rows(config: RunConfig, split: str) -> list[Row]:

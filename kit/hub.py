@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from kit.console import say
 from kit.errors import UserError
 
 BUILTIN_MODEL = Path(__file__).parent / "assets" / "model"
+
+
+class Unreachable(UserError):
+    """No network, or told to stay offline, and nothing cached."""
 
 
 @contextmanager
@@ -31,21 +38,41 @@ def hub_errors(what: str) -> Iterator[None]:
                 raise UserError(f"{what} was not found on the hub; check its name and revision") from None
         names = {type(link).__name__ for link in chain}
         if names & {"ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
-            raise UserError(f"{what} is not in the local cache and the hub cannot be reached; check the network, or use --recipe tiny") from None
+            raise Unreachable(f"{what} is not in the local cache and the hub cannot be reached; check the network, or use --recipe tiny") from None
         if isinstance(error, (OSError, ValueError)) or "Dataset" in type(error).__name__:
             raise UserError(f"{what} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
         raise
 
 
-def commit_of(dataset: str, revision: str | None = None) -> str:
-    """The commit that a dataset's revision means now, so that the manifest pins it."""
-    from huggingface_hub import HfApi
+def commit_of(dataset: str) -> str:
+    """The commit of a dataset's main branch, so that the manifest pins it; without a network the newest commit in the local cache."""
+    from huggingface_hub import HfApi, constants
 
-    with hub_errors(f"dataset {dataset}"):
-        sha: str | None = HfApi().dataset_info(dataset, revision=revision).sha
+    try:
+        with hub_errors(f"dataset {dataset}"):
+            sha: str | None = HfApi().dataset_info(dataset).sha
+    except Unreachable:
+        snapshots = Path(constants.HF_HUB_CACHE, f"datasets--{dataset.replace('/', '--')}", "snapshots").glob("*")
+        newest = max(snapshots, key=lambda p: p.stat().st_mtime, default=None)
+        if newest is None:
+            raise
+        # From here on nobody tries again: each library would wait through its own retries.
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        constants.HF_HUB_OFFLINE = True
+        say(f"the hub cannot be reached: dataset {dataset} comes from the local cache, commit {newest.name[:12]}")
+        return newest.name
     if sha is None:
         raise UserError(f"dataset {dataset}: the hub names no commit")
     return sha
+
+
+def dataset_rows(dataset: str, split: str, revision: str) -> Iterator[dict[str, Any]]:
+    """The rows of a dataset's split at a commit."""
+    from datasets import load_dataset
+
+    with hub_errors(f"dataset {dataset}"):
+        rows = load_dataset(dataset, split=split, revision=revision)
+    yield from rows
 
 
 def loadable(model: str) -> str:

@@ -1,4 +1,4 @@
-"""SOURCES: where instruction data comes from, and how each raw shape becomes a conversation. A new source is one entry here.
+"""SOURCES: where instruction data comes from, and how raw rows become conversations. A new hub dataset is one entry here.
 
 A conversation is a list of {"role": "user" | "assistant", "content": str} that starts with the user, alternates and ends with the
 assistant. Rows that cannot become one are dropped under a named reason; repairs are counted too.
@@ -7,20 +7,26 @@ assistant. Rows that cannot become one are dropped under a named reason; repairs
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kit.errors import UserError, unknown
-from kit.files import read_json, read_jsonl, sha256
+from kit.files import sha256
+from kit.readers import READERS, Record, records, suffix
 
 BUILTIN = Path(__file__).parent / "assets" / "data"
-ROLES = {
-    "user": "user", "human": "user", "prompter": "user", "assistant": "assistant", "gpt": "assistant", "model": "assistant",
-    "bot": "assistant", "system": "system",
-}  # fmt: skip
 INPUT = "\n\nInput: "
+NO_INPUT = {"noinput", "<noinput>", "no input", "none", "n/a", "<no input>"}
+# The names that the field's datasets give to a list of turns, a turn's role and its text.
+TURNS = ("messages", "conversations", "conversation", "utterances", "turns")
+ROLE, CONTENT = ("role", "from", "speaker"), ("content", "value", "text")
+ROLES = {
+    "user": "user", "human": "user", "prompter": "user", "customer": "user", "assistant": "assistant", "gpt": "assistant",
+    "chatgpt": "assistant", "model": "assistant", "bot": "assistant", "system": "system", "developer": "system",
+    "tool": "tool", "function": "tool", "function_call": "tool", "function_response": "tool", "observation": "tool", "ipython": "tool",
+}  # fmt: skip
 
 
 class Dropped(Exception):
@@ -28,15 +34,7 @@ class Dropped(Exception):
 
 
 class WrongShape(Exception):
-    """A row that is not in the source's shape at all: the file is the wrong one."""
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise WrongShape(f"{what} as text, found {type(value).__name__}")
-    if any("\ud800" <= c <= "\udfff" for c in value):
-        raise Dropped("invalid_unicode")
-    return value.strip()
+    """A row that is not in its file's shape; the message says what was expected and what was found."""
 
 
 def conversation(turns: list[tuple[str, str]], repairs: Counter[str]) -> list[dict[str, str]]:
@@ -44,9 +42,9 @@ def conversation(turns: list[tuple[str, str]], repairs: Counter[str]) -> list[di
     messages: list[dict[str, str]] = []
     system: list[str] = []
     for raw, text in turns:
-        role = ROLES.get(raw.lower())
-        if role is None:
-            raise Dropped("unknown_role")
+        role = ROLES.get(raw.strip().lower())
+        if role is None or role == "tool":
+            raise Dropped("unknown_role" if role is None else "tool_turns")
         if role == "system":
             system += [text] if text else []
         elif not text:
@@ -60,132 +58,167 @@ def conversation(turns: list[tuple[str, str]], repairs: Counter[str]) -> list[di
             parts = [*system, text] if role == "user" else [text]
             system = [] if role == "user" else system
             messages.append({"role": role, "content": "\n\n".join(parts)})
-    if messages and messages[-1]["role"] == "user":
+    if not any(m["role"] == "assistant" for m in messages):
+        raise Dropped("no_reply" if messages else "no_exchange")
+    if messages[-1]["role"] == "user":
         messages.pop()
         repairs["trailing_user"] += 1
-    if not messages:
-        raise Dropped("no_exchange")
     return messages
 
 
-def from_alpaca(row: dict[str, Any], repairs: Counter[str]) -> dict[str, Any]:
-    """{instruction, input, output}: the input, when there is one, follows the instruction as "\\n\\nInput: ..."."""
+def text_of(value: Any, repairs: Counter[str]) -> str:
+    """A turn's text, trimmed: a string, or a list of parts, of which reasoning is left out."""
+    if isinstance(value, list):
+        value = "".join(_part(p, repairs) for p in value)
+    if not isinstance(value, str):
+        raise Dropped("not_text")
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        raise Dropped("invalid_unicode")
+    return value.strip()
+
+
+def _part(part: Any, repairs: Counter[str]) -> str:
+    kind = part.get("type", "text") if isinstance(part, dict) else "text"
+    if kind in ("reasoning", "thinking"):
+        repairs["reasoning_left_out"] += 1
+        return ""
+    if kind in ("tool_call", "tool_use", "tool_result"):
+        raise Dropped("tool_turns")
+    text = next((part[k] for k in CONTENT if k in part), None) if isinstance(part, dict) else part
+    if kind != "text" or not isinstance(text, str):
+        raise Dropped("not_text")
+    return text
+
+
+def from_instruction(row: Record, repairs: Counter[str]) -> Record:
+    """{instruction, input, output}, as in Alpaca: an input follows the instruction as "\\n\\nInput: ..."."""
     if not {"instruction", "output"} <= row.keys():
         raise WrongShape(f"keys instruction, input and output, found {', '.join(sorted(row))}")
-    instruction, extra, output = (_text(row.get(k, "" if k == "input" else None), repr(k)) for k in ("instruction", "input", "output"))
-    prompt = f"{instruction}{INPUT}{extra}" if extra else instruction
-    messages = conversation([("user", prompt), ("assistant", output)], repairs)
+    instruction, extra, output = (text_of(row.get(k) or "", repairs) for k in ("instruction", "input", "output"))
+    if extra.lower().rstrip(".") in NO_INPUT:
+        extra = ""
+        repairs["noinput"] += 1
+    if not instruction:
+        raise Dropped("empty_prompt")
+    messages = conversation([("user", f"{instruction}{INPUT}{extra}" if extra else instruction), ("assistant", output)], repairs)
     # Kept apart so that the Alpaca format can show it under its own heading.
     return {"messages": messages, "input": extra} if extra else {"messages": messages}
 
 
-def from_messages(row: dict[str, Any], repairs: Counter[str]) -> dict[str, Any]:
-    """{messages: [{role, content}]}, as in Tulu v2 and UltraChat."""
-    turns = row.get("messages")
-    if not isinstance(turns, list) or not all(isinstance(t, dict) and isinstance(t.get("role"), str) for t in turns):
-        found = f"keys {', '.join(sorted(row))}" if turns is None else type(turns).__name__
-        raise WrongShape(f"key messages, a list of {{role, content}}, found {found}")
-    return {"messages": conversation([(t["role"], _text(t.get("content"), "'content'")) for t in turns], repairs)}
+def from_turns(row: Record, repairs: Counter[str]) -> Record:
+    """A list of turns under any of TURNS, each turn with a role and a text under any of ROLE and CONTENT."""
+    key = next((k for k in TURNS if k in row), None)
+    turns = row.get(key) if key else None
+    if not isinstance(turns, list):
+        found = type(turns).__name__ if key else f"keys {', '.join(sorted(row))}"
+        raise WrongShape(f"a list of turns under one of {', '.join(TURNS)}, found {found}")
+    return {"messages": conversation([_turn(t, repairs) for t in turns], repairs)}
+
+
+def _turn(turn: Any, repairs: Counter[str]) -> tuple[str, str]:
+    if not isinstance(turn, dict):
+        raise WrongShape(f"turns that are objects, found {type(turn).__name__}")
+    role, content = (next((k for k in names if k in turn), None) for names in (ROLE, CONTENT))
+    if role is None or content is None or not isinstance(turn[role], str):
+        raise WrongShape(f"turns with a role ({', '.join(ROLE)}) and a text ({', '.join(CONTENT)}), found {', '.join(sorted(turn))}")
+    if turn[content] is None and turn.get("tool_calls"):
+        raise Dropped("tool_turns")
+    return turn[role], text_of(turn[content], repairs)
+
+
+SHAPES = {"instruction": from_instruction, "turns": from_turns}
+
+
+def shape_of(row: Record) -> str:
+    """The shape that a file's first row shows."""
+    if any(k in row for k in TURNS):
+        return "turns"
+    if {"instruction", "output"} <= row.keys():
+        return "instruction"
+    raise WrongShape(f"keys instruction and output, or a list of turns under one of {', '.join(TURNS)}; found {', '.join(sorted(row))}")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its home on the hub, the split that is drawn from, its built-in sample, and its mapping."""
+    """A known data set: its home on the hub, the split that is drawn from, its built-in sample, and its shape."""
 
     hub: str
     split: str
     sample: str
-    convert: Callable[[dict[str, Any], Counter[str]], dict[str, Any]]
+    shape: str
 
 
 SOURCES: dict[str, Source] = {
-    "alpaca": Source("tatsu-lab/alpaca", "train", "alpaca.json", from_alpaca),
-    "tulu": Source("allenai/tulu-v2-sft-mixture", "train", "tulu.jsonl", from_messages),
-    "ultrachat": Source("HuggingFaceH4/ultrachat_200k", "train_sft", "ultrachat.jsonl", from_messages),
+    "alpaca": Source("tatsu-lab/alpaca", "train", "alpaca.json", "instruction"),
+    "tulu": Source("allenai/tulu-v2-sft-mixture", "train", "tulu.jsonl", "turns"),
+    "ultrachat": Source("HuggingFaceH4/ultrachat_200k", "train_sft", "ultrachat.jsonl", "turns"),
 }
 
 
-@dataclass
-class Reading:
-    """What one source gave: its conversations, and the account of every row."""
+class Stream:
+    """One source read row by row, as often as needed: `rows()` counts, `rows(wanted)` gives only the numbers that are wanted.
 
-    origin: str
-    revision: str | None = None
-    rows_in: int = 0
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
-    repaired: Counter[str] = field(default_factory=Counter)
+    After a counting pass rows_in = conversations + sum(dropped).
+    """
+
+    def __init__(self, spec: str) -> None:
+        self.name, _, origin = spec.partition("=")
+        known = SOURCES.get(self.name)
+        if known is None and not origin:
+            raise UserError(unknown("source", self.name, SOURCES))
+        self.origin = origin or (known.hub if known else "")
+        self.path = _local(self.name, self.origin)
+        self.shape = known.shape if known else None
+        if known is None and self.path is None:
+            raise UserError(unknown("source", self.name, SOURCES) + "; a source of your own needs a file: NAME=FILE")
+        self.revision: str | None = None
+        self.rows_in = 0
+        self.dropped: Counter[str] = Counter()
+        self.repaired: Counter[str] = Counter()
+
+    def fingerprint(self) -> str:
+        """What identifies the content: the file's SHA-256, or the dataset's name on the hub."""
+        return f"{self.name}={self.origin}" if self.path is None else f"{self.name}=sha256:{sha256(self.path)}"
+
+    def _records(self, wanted: Container[int] | None) -> Iterator[tuple[int, Record | None]]:
+        if self.path is not None:
+            return records(self.path, wanted)
+        from kit.hub import commit_of, dataset_rows
+
+        self.revision = self.revision or commit_of(self.origin)
+        return enumerate(dataset_rows(self.origin, SOURCES[self.name].split, self.revision), 1)
+
+    def rows(self, wanted: Container[int] | None = None) -> Iterator[tuple[int, Record]]:
+        """(row number, conversation) of every usable row, or of the wanted rows."""
+        counting = wanted is None
+        for number, record in self._records(wanted):
+            self.rows_in += counting
+            if record is None or (wanted is not None and number not in wanted):
+                continue
+            try:
+                self.shape = self.shape or shape_of(record)
+                repaired: Counter[str] = Counter()
+                row = SHAPES[self.shape](record, repaired)
+            except Dropped as reason:
+                if counting:
+                    self.dropped[str(reason)] += 1
+                continue
+            except WrongShape as found:
+                raise UserError(f"source {self.name}: {self.path or self.origin}, row {number}: expected {found}") from None
+            if counting:
+                self.repaired += repaired
+            yield number, row
 
 
-def parse(spec: str) -> tuple[str, str]:
-    """NAME or NAME=ORIGIN -> (name, origin); the origin defaults to the source's home on the hub."""
-    name, _, origin = spec.partition("=")
-    if name not in SOURCES:
-        raise UserError(unknown("source", name, SOURCES))
-    return name, origin or SOURCES[name].hub
-
-
-def local_path(name: str, origin: str) -> Path | None:
+def _local(name: str, origin: str) -> Path | None:
     """The file that an origin means, or None for a hub dataset; a path that is not there is a UserError."""
-    path = BUILTIN / SOURCES[name].sample if origin == "builtin" else Path(origin).expanduser()
+    if origin == "builtin" and name in SOURCES:
+        return BUILTIN / SOURCES[name].sample
+    path = Path(origin).expanduser()
     if path.is_dir():
-        raise UserError(f"source {name}: {path} is a directory; give one .json or .jsonl file")
+        raise UserError(f"source {name}: {path} is a directory; give one file ({', '.join(READERS)}, each also with .gz)")
     if path.is_file():
         return path
-    if path.suffix in (".json", ".jsonl") or origin.startswith(("/", ".", "~")) or origin.count("/") != 1:
+    if suffix(path) in READERS or origin.startswith(("/", ".", "~")) or origin.count("/") != 1:
         raise UserError(f"source {name}: no such file: {origin}")
     return None
-
-
-def fingerprint(spec: str) -> str:
-    """What identifies a source's content: the file's SHA-256, or the dataset's name on the hub."""
-    name, origin = parse(spec)
-    path = local_path(name, origin)
-    return f"{name}={origin}" if path is None else f"{name}=sha256:{sha256(path)}"
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty")
-    if path.suffix == ".jsonl":
-        yield from read_jsonl(path)
-        return
-    try:
-        rows = read_json(path)
-    except UserError:
-        raise UserError(f"{path}: not valid JSON; one object a line goes into a .jsonl file") from None
-    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
-        raise UserError(f"{path}: expected a JSON list of objects, found {type(rows).__name__}")
-    yield from rows
-
-
-def _hub_records(source: Source, origin: str, revision: str) -> Iterator[dict[str, Any]]:
-    from datasets import load_dataset
-
-    from kit.hub import hub_errors
-
-    with hub_errors(f"dataset {origin}"):
-        yield from load_dataset(origin, split=source.split, revision=revision)
-
-
-def read(spec: str) -> Reading:
-    """All conversations of one source, with rows_in = kept + dropped."""
-    name, origin = parse(spec)
-    path = local_path(name, origin)
-    reading = Reading(origin)
-    if path is None:
-        from kit.hub import commit_of
-
-        reading.revision = commit_of(origin)
-        records = _hub_records(SOURCES[name], origin, reading.revision)
-    else:
-        records = _records(path)
-    for number, record in enumerate(records, 1):
-        reading.rows_in += 1
-        try:
-            reading.rows.append(SOURCES[name].convert(record, reading.repaired))
-        except Dropped as reason:
-            reading.dropped[str(reason)] += 1
-        except WrongShape as found:
-            raise UserError(f"source {name}: {path or origin}, row {number}: expected {found}") from None
-    return reading

@@ -9,15 +9,22 @@ from kit.config import resolve
 def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--overwrite", action="store_true", default=False, help="rebuild data that exists")
+    options.add_argument("--inspect", action="store_true", default=False, help="show lengths, turns, scripts, duplicates and leaks")
+    options.add_argument("--show", type=int, default=0, metavar="N", help="show N training rows with the supervised tokens marked")
     flags = options.parse()
-    overwrite = flags.pop("overwrite")
+    overwrite, inspect, show = (flags.pop(k) for k in ("overwrite", "inspect", "show"))
     config = resolve(flags)
     announce(config, flags)
 
     from kit.dataset import prepare
-    from kit.report.tables import data_table
+    from kit.report.tables import data_table, inspect_tables, show_rows
 
-    data_table(prepare(config, overwrite=overwrite), config.data_path)
+    manifest = prepare(config, overwrite=overwrite)
+    data_table(manifest, config.data_path)
+    if inspect:
+        inspect_tables(manifest, config.data_path)
+    if show:
+        show_rows(config, show)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def test_help_lists_the_flags(name: str) -> None:
         ("train", ["--methd", "lora"], "unknown flag '--methd'; did you mean '--method'?"),
         ("train", ["--rank", "many"], "argument --rank: invalid int value: 'many'"),
         ("train", ["--method", "base"], "base is the untuned model: it is evaluated, not trained"),
-        ("data", ["--source", "alpca=x.json"], "unknown source 'alpca'; did you mean 'alpaca'?"),
+        ("data", ["--source", "alpca"], "unknown source 'alpca'; did you mean 'alpaca'?"),
         ("data", ["--source", "alpaca=missing.json"], "source alpaca: no such file: missing.json"),
         ("eval", ["runs/tiny/nothing-s0"], "runs/tiny/nothing-s0 is no trained run: it has no config.json; train one with scripts/train.py"),
         ("report", ["--runs-dir", "nowhere"], "no runs in nowhere/tiny; make some with: make all METHOD=qlora"),

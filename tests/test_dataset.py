@@ -62,7 +62,7 @@ def test_growing_a_split_keeps_the_rows_already_drawn(tiny: Make, tmp_path: Path
     large = tiny("--name", "l", *source, "--train-per-source", "60", "--test-per-source", "30")
     for config in (small, large):
         dataset.prepare(config)
-    for split in dataset.SPLITS:
+    for split in ("train", "test"):
         assert ids(large, split)[: len(ids(small, split))] == ids(small, split)
 
 
@@ -104,7 +104,7 @@ def test_an_edited_split_is_noticed(tiny: Make) -> None:
     [
         ([{"instruction": "a", "output": ""}], r"no usable rows in .* \(dropped: 1 empty reply\)"),
         ([], r"no usable rows in .* \(dropped: —\)"),
-        ([{"instruction": "a", "output": "b"}], r"1 usable rows in .*, fewer than 10 train \+ 5 test"),
+        ([{"instruction": "a", "output": "b"}], r"1 usable rows in .* are too few for 10 train \+ 5 test"),
     ],
 )
 def test_a_failed_build_leaves_what_was_there(tiny: Make, tmp_path: Path, rows: list[dict[str, str]], message: str) -> None:
@@ -124,6 +124,84 @@ def test_a_source_named_twice_is_an_error(tiny: Make, tmp_path: Path) -> None:
         dataset.prepare(tiny("--source", f"alpaca={path}", "--source", "alpaca=builtin"))
 
 
-def test_percentiles_are_nearest_rank() -> None:
-    assert dataset.percentiles(list(range(1, 101))) == {"p5": 5, "p25": 25, "p50": 50, "p75": 75, "p95": 95, "p99": 99, "p100": 100}
-    assert set(dataset.percentiles([7]).values()) == {7}
+def test_a_validation_split_is_taken_from_train_and_leaves_test_alone(tiny: Make) -> None:
+    small = ("--train-per-source", "20", "--test-per-source", "10")
+    without, with_valid = tiny("--name", "a", *small), tiny("--name", "b", *small, "--valid-per-source", "7")
+    for config in (without, with_valid):
+        dataset.prepare(config)
+    assert ids(without, "test") == ids(with_valid, "test")
+    parts = [set(ids(with_valid, split)) for split in dataset.SPLITS]
+    assert [len(p) for p in parts] == [60, 21, 30]
+    assert len(set.union(*parts)) == 111
+    assert len(set(ids(without, "train")) & parts[0]) >= 60 - 21
+
+
+def sentence(rng: random.Random, n: int = 40) -> list[str]:
+    return [rng.choice("river lake mountain heron walks sees the a by near old new boat house tree".split()) for _ in range(n)]
+
+
+def test_rows_alike_never_straddle_train_and_test(tiny: Make, tmp_path: Path) -> None:
+    """60 rows in 20 families: an original, the original with one word changed, and its prompt with another reply; over two sources."""
+    rng = random.Random(5)
+    first, second = [], []
+    for family in range(20):
+        prompt, reply = f"Task {family}: " + " ".join(sentence(rng)), sentence(rng)
+        changed = [*reply[:-1], "different"]
+        first += [{"instruction": prompt, "output": " ".join(reply)}, {"instruction": prompt.upper(), "output": " ".join(sentence(rng, 90))}]
+        second.append({"instruction": prompt, "output": " ".join(changed)})
+    for name, rows in (("one", first), ("two", second)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    config = tiny("--source", f"one={tmp_path / 'one.json'}", "--source", f"two={tmp_path / 'two.json'}", "--train-per-source", "8", "--test-per-source", "8")
+    manifest = dataset.prepare(config)
+    family = lambda row: int(row["messages"][0]["content"].split(":")[0].split()[1])  # noqa: E731
+    train, test = ({family(r) for r in read_jsonl(config.data_path / f"{s}.jsonl")} for s in ("train", "test"))
+    assert not train & test
+    assert manifest["duplicates"] == {"exact": 0, "near": 60, "groups": 20, "largest_group": 3, "similarity": 0.8}
+    assert manifest["leaks"]["same_prompt"]["test_rows"] == 0
+
+
+def test_rows_that_only_resemble_each_other_are_not_grouped(tiny: Make, tmp_path: Path) -> None:
+    rng = random.Random(6)
+    rows = [{"instruction": " ".join(sentence(rng)), "output": " ".join(sentence(rng))} for _ in range(200)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    manifest = dataset.prepare(tiny("--source", f"mine={tmp_path / 'a.json'}", "--train-per-source", "100", "--test-per-source", "100"))
+    assert manifest["duplicates"]["near"] == 0
+
+
+def test_too_few_rows_once_groups_stay_together(tiny: Make, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"instruction": "the same prompt", "output": f"reply {i}"} for i in range(20)]))
+    with pytest.raises(UserError, match=r"20 usable rows in .* with near duplicates kept on one side"):
+        dataset.prepare(tiny("--source", f"mine={tmp_path / 'a.json'}", "--train-per-source", "5", "--test-per-source", "5"))
+
+
+def test_what_remains_is_in_the_manifest(tiny: Make, tmp_path: Path) -> None:
+    rng = random.Random(7)
+    turns = [["Hello there", " ".join(sentence(rng)), " ".join(sentence(rng)), " ".join(sentence(rng))] for _ in range(20)]
+    rows = [{"messages": [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(talk)]} for talk in turns]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    left = dataset.prepare(tiny("--source", f"talk={tmp_path / 't.jsonl'}", "--train-per-source", "10", "--test-per-source", "10"))["leaks"]
+    assert (left["same_prompt"]["test_rows"], left["same_opening"]["test_rows"]) == (0, 10)
+    assert len(left["same_opening"]["examples"]) == 3
+
+
+def test_statistics_describe_every_split(tiny: Make) -> None:
+    config = tiny("--train-per-source", "20", "--test-per-source", "10")
+    manifest = dataset.prepare(config)
+    stats = read_json(config.data_path / "dataset_stats.json")
+    train = stats["splits"]["train"]
+    assert train["rows"] == sum(train["fit"].values()) == sum(train["exchanges"].values()) == sum(train["scripts"].values()) == 60
+    assert train["tokens"] == manifest["lengths"]["train"]
+    assert set(train["tokens_by_source"]) == {"alpaca", "tulu", "ultrachat"}
+    assert train["scripts"] == {"LATIN": 60}
+
+
+def test_a_row_of_a_megabyte_and_odd_characters_go_through(tiny: Make, tmp_path: Path) -> None:
+    rows = [
+        {"instruction": f"{i} \u2028\u0000 <end_of_turn> <bos> \U0001f642", "output": f"answer {i} " + "word " * (200_000 if i == 3 else 2)} for i in range(12)
+    ]
+    (tmp_path / "a.json").write_text(json.dumps([*rows, {"instruction": "\ud800", "output": "x"}]))
+    config = tiny("--source", f"mine={tmp_path / 'a.json'}", "--train-per-source", "6", "--test-per-source", "6")
+    manifest = dataset.prepare(config)
+    assert manifest["sources"]["mine"]["dropped"] == {"invalid_unicode": 1}
+    found = {r["messages"][0]["content"] for s in ("train", "test") for r in read_jsonl(config.data_path / f"{s}.jsonl")}
+    assert found == {r["instruction"] for r in rows}

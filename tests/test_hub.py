@@ -1,76 +1,112 @@
-"""The hub's answers as one line each: real clients against a small server on 127.0.0.1, and against nothing at all."""
+"""The real hub clients against a small hub on 127.0.0.1, and against nothing at all: what works, and each failure as one line."""
 
 from __future__ import annotations
 
-import threading
+import json
+import random
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from conftest import script
+from hub_server import SHA, TOKEN, Hub, Repo
 
+from kit.files import read_json
 from kit.hub import loadable
 
-SECRET = "hf_" + "x" * 30
+GATED = "is gated or private: accept its licence on its page and set HF_TOKEN to your access token"
+UNREACHABLE = "is not in the local cache and the hub cannot be reached; check the network, or use --recipe tiny"
+NOWHERE = "http://127.0.0.1:9"  # nothing listens there
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Answers by the name that is asked for: gated/... wants a licence, anything else is not there."""
-
-    def do_GET(self) -> None:
-        gated = "gated" in self.path
-        self.send_response((403 if self.headers.get("Authorization") else 401) if gated else 404)
-        self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_: object) -> None:
-        pass
+def rows(n: int, note: int = 0) -> bytes:
+    """n distinct conversations as JSONL, each with `note` bytes beside it that no stage reads."""
+    rng = random.Random(0)
+    text = lambda: " ".join(str(rng.random()) for _ in range(6))  # noqa: E731
+    turns = [[{"role": "user", "content": text()}, {"role": "assistant", "content": text()}] for _ in range(n)]
+    return "".join(json.dumps({"id": str(i), "messages": t, "note": "x" * note}) + "\n" for i, t in enumerate(turns)).encode()
 
 
 @pytest.fixture
-def hub() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
+def hub() -> Iterator[Hub]:
+    server = Hub({"lab/open": Repo({"train.jsonl": rows(60)}), "lab/gated": Repo({"train.jsonl": rows(60)}, gated=True)})
+    yield server
     server.shutdown()
     server.server_close()
 
 
-def data(tmp_path: Path, endpoint: str, *flags: str, **env: str) -> str:
-    """What scripts/data.py says on stderr when it fails with exit code 2."""
-    clean = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "", "NO_PROXY": "127.0.0.1"} | env
-    done = script("data", "--data-dir", str(tmp_path / "data"), *flags, env=clean)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert not (tmp_path / "data" / "tiny").exists()
-    assert SECRET not in done.stdout + done.stderr
-    return [line for line in done.stderr.splitlines() if line.startswith("error: ")][-1]
+class Client:
+    """scripts/data.py with a cache of its own; nothing it prints may hold the token."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, endpoint: str, *flags: str, **env: str) -> tuple[int, str, str]:
+        clean = {"HF_ENDPOINT": endpoint, "HF_HOME": str(self.folder / "hf"), "HF_TOKEN": "", "NO_PROXY": "127.0.0.1", "HF_HUB_ETAG_TIMEOUT": "5"} | env
+        small = ("--train-per-source", "20", "--test-per-source", "10")
+        done = script("data", "--data-dir", str(self.folder / "data"), *small, *flags, env=clean)
+        assert TOKEN not in done.stdout + done.stderr
+        error = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        return done.returncode, error[-1] if error else done.stderr[-1500:], done.stdout
+
+    def manifest(self, name: str = "tiny") -> dict[str, object]:
+        return dict(read_json(self.folder / "data" / name / "manifest.json"))
 
 
-GATED = "is gated or private: accept its licence on its page and set HF_TOKEN to your access token"
+@pytest.fixture
+def client(tmp_path: Path) -> Client:
+    return Client(tmp_path)
 
 
-def test_a_gated_dataset_without_a_token_and_with_one_whose_licence_is_not_accepted(hub: str, tmp_path: Path) -> None:
-    for token in ("", SECRET):
-        assert data(tmp_path, hub, "--source", "alpaca=gated/data", HF_TOKEN=token) == f"error: dataset gated/data {GATED}"
+def test_a_public_dataset_is_pinned_and_later_read_from_the_cache(hub: Hub, client: Client) -> None:
+    hub.repos["lab/open"].delay_s = 0.1  # a slow hub is waited for
+    flags = ("--source", "tulu=lab/open")
+    code, error, _ = client(hub.endpoint, *flags)
+    assert code == 0, error
+    source = client.manifest()["sources"]["tulu"]  # type: ignore[index]
+    assert (source["revision"], source["rows_in"], source["train"], source["test"]) == (SHA, 60, 20, 10)
+    for offline in ("0", "1"):
+        code, error, said = client(NOWHERE, *flags, "--name", f"cached{offline}", HF_HUB_OFFLINE=offline)
+        assert code == 0, error
+        assert f"comes from the local cache, commit {SHA[:12]}" in said
+        assert client.manifest(f"cached{offline}")["files"] == client.manifest()["files"]
 
 
-def test_a_gated_model(hub: str, tmp_path: Path) -> None:
-    assert data(tmp_path, hub, "--recipe", "tiny", "--model", "gated/model") == f"error: model gated/model {GATED}"
+def test_gated_before_and_after_the_licence_is_accepted(hub: Hub, client: Client) -> None:
+    flags = ("--source", "tulu=lab/gated")
+    for token in ("", TOKEN):
+        assert client(hub.endpoint, *flags, HF_TOKEN=token)[:2] == (2, f"error: dataset lab/gated {GATED}")
+    assert not (client.folder / "data" / "tiny").exists()
+    hub.repos["lab/gated"].accepted = True
+    code, error, _ = client(hub.endpoint, *flags, HF_TOKEN=TOKEN)
+    assert code == 0, error
+    found = [p for p in (client.folder / "data").rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
+    assert found == []
 
 
-def test_a_dataset_that_is_not_there(hub: str, tmp_path: Path) -> None:
-    assert data(tmp_path, hub, "--source", "tulu=no/such") == "error: dataset no/such was not found on the hub; check its name and revision"
+def test_a_download_that_breaks_off_goes_on_where_it_stopped(hub: Hub, client: Client) -> None:
+    # The client writes blocks of 10 MB, so that is the least it can go on from.
+    hub.repos["lab/open"] = Repo({"train.jsonl": rows(60, note=200_000)}, break_after=11_000_000)
+    code, error, _ = client(hub.endpoint, "--source", "tulu=lab/open", HF_HUB_DISABLE_XET="1")
+    assert code == 0, error
+    assert hub.broken == {"train.jsonl"}
+    assert any(start > 0 for start in hub.ranges), hub.ranges
+    assert client.manifest()["sources"]["tulu"]["rows_in"] == 60  # type: ignore[index]
 
 
-def test_no_network(tmp_path: Path) -> None:
-    # Port 9 of this machine: nothing listens there.
-    message = data(tmp_path, "http://127.0.0.1:9", "--recipe", "t4")
-    assert message == ("error: dataset tatsu-lab/alpaca is not in the local cache and the hub cannot be reached; check the network, or use --recipe tiny")
+def test_what_is_not_there(hub: Hub, client: Client) -> None:
+    error = "error: dataset no/such was not found on the hub; check its name and revision"
+    assert client(hub.endpoint, "--source", "tulu=no/such")[:2] == (2, error)
+
+
+def test_a_gated_model(hub: Hub, client: Client) -> None:
+    assert client(hub.endpoint, "--recipe", "tiny", "--model", "lab/gated")[:2] == (2, f"error: model lab/gated {GATED}")
+
+
+def test_no_network_and_nothing_cached(client: Client) -> None:
+    for offline in ("0", "1"):
+        code, error, _ = client(NOWHERE, "--recipe", "t4", HF_HUB_OFFLINE=offline)
+        assert (code, error) == (2, f"error: dataset tatsu-lab/alpaca {UNREACHABLE}")
 
 
 def test_gemma_goes_through_unsloths_table_to_an_ungated_mirror() -> None:

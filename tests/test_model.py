@@ -24,12 +24,12 @@ def loaded() -> tuple[Any, Renderer, list[Any]]:
     """The untuned model, its renderer and 24 test rows of mixed length."""
     from conftest import config
 
-    from kit.sources import read
+    from kit.sources import Stream
 
     model, tokenizer, _ = load_base(config("--method", "base"))
     import_unsloth().FastModel.for_inference(model)
     renderer = Renderer(tokenizer, "chat", 256)
-    return model, renderer, renderer.exams(read("ultrachat=builtin").rows[:12] + read("alpaca=builtin").rows[:12])
+    return model, renderer, renderer.exams([row for name in ("ultrachat", "alpaca") for _, row in list(Stream(f"{name}=builtin").rows())[:12]])
 
 
 def test_a_batch_answers_as_single_prompts_do(loaded: tuple[Any, Renderer, list[Any]]) -> None:

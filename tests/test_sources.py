@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kit.errors import UserError
-from kit.sources import SOURCES, Dropped, WrongShape, conversation, from_alpaca, from_messages, read
+from kit.sources import SOURCES, Dropped, Stream, WrongShape, conversation, from_instruction, from_turns
 
 
 def turns(*pairs: str) -> list[tuple[str, str]]:
@@ -21,9 +22,9 @@ def talk(*pairs: str) -> str:
 
 
 def test_alpaca_with_and_without_input() -> None:
-    row = from_alpaca({"instruction": " Add. ", "input": "1, 2", "output": "3"}, Counter())
+    row = from_instruction({"instruction": " Add. ", "input": "1, 2", "output": "3"}, Counter())
     assert row == {"messages": [{"role": "user", "content": "Add.\n\nInput: 1, 2"}, {"role": "assistant", "content": "3"}], "input": "1, 2"}
-    assert from_alpaca({"instruction": "Add.", "input": "", "output": "3"}, Counter())["messages"][0]["content"] == "Add."
+    assert from_instruction({"instruction": "Add.", "input": "", "output": "3"}, Counter())["messages"][0]["content"] == "Add."
 
 
 def test_roles_are_normalised_and_system_goes_into_the_next_user_turn() -> None:
@@ -44,9 +45,10 @@ def test_repairs_are_counted() -> None:
     [
         (["user:a", "assistant:"], "empty_reply"),
         (["user:", "assistant:b"], "empty_prompt"),
-        (["user:a"], "no_exchange"),
+        (["user:a"], "no_reply"),
         (["assistant:a"], "no_exchange"),
-        (["user:a", "tool:b", "assistant:c"], "unknown_role"),
+        (["user:a", "tool:b", "assistant:c"], "tool_turns"),
+        (["user:a", "judge:b"], "unknown_role"),
     ],
 )
 def test_unusable_rows_have_a_reason(pairs: list[str], reason: str) -> None:
@@ -56,14 +58,14 @@ def test_unusable_rows_have_a_reason(pairs: list[str], reason: str) -> None:
 
 def test_lone_surrogates_are_dropped_and_line_separators_kept() -> None:
     with pytest.raises(Dropped, match="invalid_unicode"):
-        from_alpaca({"instruction": "a\ud800", "output": "b"}, Counter())
-    assert from_alpaca({"instruction": "a\u2028b", "output": "c"}, Counter())["messages"][0]["content"] == "a\u2028b"
+        from_instruction({"instruction": "a\ud800", "output": "b"}, Counter())
+    assert from_instruction({"instruction": "a\u2028b", "output": "c"}, Counter())["messages"][0]["content"] == "a\u2028b"
 
 
-@pytest.mark.parametrize("row", [{"messages": "hi"}, {"text": "hi"}, {"messages": [{"content": "x"}]}, {"messages": [{"role": "user", "content": 3}]}])
+@pytest.mark.parametrize("row", [{"messages": "hi"}, {"text": "hi"}, {"messages": [{"content": "x"}]}, {"messages": ["x"]}])
 def test_another_shape_is_an_error(row: dict[str, object]) -> None:
     with pytest.raises(WrongShape):
-        from_messages(row, Counter())
+        from_turns(row, Counter())
 
 
 def test_every_row_is_accounted_for(tmp_path: Path) -> None:
@@ -71,15 +73,21 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     empty = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join(map(json.dumps, [good, empty, good])) + "\n\n")
-    reading = read(f"tulu={path}")
-    assert (reading.rows_in, len(reading.rows), dict(reading.dropped)) == (3, 2, {"empty_reply": 1})
+    stream = Stream(f"tulu={path}")
+    assert [number for number, _ in stream.rows()] == [1, 3]
+    assert (stream.rows_in, dict(stream.dropped)) == (3, {"empty_reply": 1})
+    # The second pass gives the wanted rows and counts nothing.
+    assert [number for number, _ in stream.rows(wanted={3})] == [3]
+    assert stream.rows_in == 3
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"instruction": "x", "output": "y"}\n{"instr', "a.jsonl, line 2: not valid JSON"),
-        ("a.jsonl", b'{"a": "\xff"}\n', "a.jsonl, line 1: not valid JSON"),
+        ("a.jsonl", b'{}\n{"a": "\xff"}\n', "a.jsonl, row 1: expected keys instruction"),
+        ("a.jsonl", b'{"a": "\xff"}\n', "a.jsonl, line 1, byte 8: not valid UTF-8"),
+        ("a.json", b'[\n{"a": "\xff"}]', "a.json, line 2, byte 8: not valid UTF-8"),
         ("a.jsonl", b"[1]\n", "a.jsonl, line 1: expected a JSON object, found list"),
         ("a.json", b'{"a": 1}', "a.json: expected a JSON list of objects, found dict"),
         ("a.json", b"[1, 2", "a.json: not valid JSON"),
@@ -90,16 +98,117 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
 def test_bad_files_are_named_with_their_place(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        read(f"alpaca={tmp_path / name}")
+        list(Stream(f"alpaca={tmp_path / name}").rows())
 
 
 def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
     for origin, message in ((tmp_path, "is a directory"), (tmp_path / "no.json", "no such file"), ("no-such-thing", "no such file")):
         with pytest.raises(UserError, match=message):
-            read(f"alpaca={origin}")
+            Stream(f"alpaca={origin}")
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))
 def test_the_built_in_samples_are_whole(name: str) -> None:
-    reading = read(f"{name}=builtin")
-    assert reading.rows_in == len(reading.rows) == 900
+    stream = Stream(f"{name}=builtin")
+    assert len(list(stream.rows())) == stream.rows_in == 900
+    assert not stream.dropped
+
+
+# The same two rows in every format; each row is [file name, how to write it].
+ROWS = [{"instruction": "a", "input": "", "output": "b"}, {"instruction": "c\u2028d", "input": "x", "output": "e"}]
+
+
+def write(path: Path) -> Path:
+    import pandas
+
+    kind = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}[Path(path.name.removesuffix(".gz")).suffix]
+    plain = path.with_name(f"plain.{kind}")
+    if kind == "jsonl":
+        plain.write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in ROWS), encoding="utf-8")
+    elif kind == "json":
+        plain.write_text(json.dumps(ROWS))
+    elif kind == "csv":
+        pandas.DataFrame(ROWS).to_csv(plain, index=False)
+    else:
+        pandas.DataFrame(ROWS).to_parquet(plain)
+    path.write_bytes(gzip.compress(plain.read_bytes()) if path.suffix == ".gz" else plain.read_bytes())
+    return path
+
+
+FORMATS = [f"{kind}{gz}" for kind in ("d.jsonl", "d.json", "d.csv", "d.parquet") for gz in ("", ".gz")]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    stream = Stream(f"mine={write(tmp_path / name)}")
+    assert [[m["content"] for m in row["messages"]] for _, row in stream.rows()] == [["a", "b"], ["c\u2028d\n\nInput: x", "e"]]
+    assert stream.shape == "instruction"
+
+
+@pytest.mark.parametrize("name", ["d.jsonl.gz", "d.csv.gz", "d.parquet", "d.json.gz"])
+def test_cut_off_files_are_named(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name)
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(UserError, match=f"{name}: damaged or cut off"):
+        list(Stream(f"mine={path}").rows())
+
+
+def test_a_csv_cell_can_hold_turns_and_a_torn_row_is_named(tmp_path: Path) -> None:
+    turns = json.dumps([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]).replace('"', '""')
+    (tmp_path / "m.csv").write_text(f'id,messages\n1,"{turns}"\n')
+    assert len(list(Stream(f"mine={tmp_path / 'm.csv'}").rows())) == 1
+    (tmp_path / "m.csv").write_text("instruction,output\na\n")
+    with pytest.raises(UserError, match=r"m.csv, line 2: expected 2 columns"):
+        list(Stream(f"mine={tmp_path / 'm.csv'}").rows())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        {"utterances": [{"speaker": "user", "text": "a"}, {"speaker": "assistant", "text": "b"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "model", "content": ["b"]}]},
+    ],
+)
+def test_every_way_to_write_turns(row: dict[str, object]) -> None:
+    assert [m["content"] for m in from_turns(row, Counter())["messages"]] == ["a", "b"]
+
+
+def test_reasoning_parts_are_left_out_and_counted_and_tool_calls_are_not_trained() -> None:
+    repairs: Counter[str] = Counter()
+    user = {"role": "user", "content": [{"type": "text", "value": "a"}]}
+    reply = [{"type": "reasoning", "value": "hm"}, {"type": "text", "value": "b"}]
+    row = from_turns({"messages": [user, {"role": "assistant", "content": reply}]}, repairs)
+    assert [m["content"] for m in row["messages"]] == ["a", "b"]
+    assert repairs == {"reasoning_left_out": 1}
+    with pytest.raises(Dropped, match="tool_turns"):
+        from_turns({"messages": [user, {"role": "assistant", "content": [{"type": "tool_call", "value": {}}]}]}, repairs)
+
+
+def test_turns_that_are_not_text_have_reasons() -> None:
+    user = {"role": "user", "content": "a"}
+    image = {"role": "user", "content": [{"type": "image", "url": "x"}]}
+    call = {"role": "assistant", "content": None, "tool_calls": [{}]}
+    for messages, reason in (([image], "not_text"), ([user, call], "tool_turns"), ([{"role": "user", "content": 3}], "not_text")):
+        with pytest.raises(Dropped, match=reason):
+            from_turns({"messages": messages}, Counter())
+
+
+def test_a_placeholder_for_no_input_is_no_input() -> None:
+    repairs: Counter[str] = Counter()
+    assert "input" not in from_instruction({"instruction": "a", "input": "Noinput", "output": "b"}, repairs)
+    assert repairs == {"noinput": 1}
+
+
+def test_a_file_that_mixes_shapes_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.jsonl"
+    path.write_text('{"instruction": "a", "output": "b"}\n{"messages": []}\n')
+    with pytest.raises(UserError, match="row 2: expected keys instruction, input and output, found messages"):
+        list(Stream(f"mine={path}").rows())
+
+
+def test_a_source_of_ones_own_needs_a_file() -> None:
+    for spec in ("mine", "mine=some/dataset"):
+        with pytest.raises(UserError, match="unknown source 'mine'"):
+            Stream(spec)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from kit.config import RunConfig
 from kit.console import console, counts
+from kit.files import read_json
 from kit.report.rows import COLUMNS, cell, duration, number
+
+PERCENTILE_NAMES = ("p5", "p25", "p50", "p75", "p95", "p99", "p100")
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
@@ -31,6 +36,48 @@ def data_table(manifest: dict[str, Any], folder: Path) -> None:
     for split, cut in manifest["truncated"].items():
         lengths = manifest["lengths"][split]
         console.print(f"{split}: {counts(cut)}; tokens a row: median {lengths['p50']}, 95% {lengths['p95']}, longest {lengths['p100']}", markup=False)
+
+
+def inspect_tables(manifest: dict[str, Any], folder: Path) -> None:
+    """Lengths, turns and scripts of every split, and what the audit for duplicates and leaks found."""
+    stats = read_json(folder / "dataset_stats.json")
+    table = _table("Tokens a row, after fitting to the maximum length", ["split", "rows", *PERCENTILE_NAMES])
+    for split, s in stats["splits"].items():
+        for name, lengths in {"all": s["tokens"], **s["tokens_by_source"]}.items():
+            rows = s["rows"] if name == "all" else manifest["sources"][name][split]
+            table.add_row(escape(f"{split} {name}"), f"{rows:,}", *(f"{lengths[p]:,}" for p in PERCENTILE_NAMES))
+    console.print(table)
+    for split, s in stats["splits"].items():
+        console.print(f"{split}: exchanges a row: {_most(s['exchanges'])}; scripts: {_most(s['scripts'])}", markup=False)
+    found, left = manifest["duplicates"], manifest["leaks"]
+    console.print(
+        f"{found['exact']:,} exact duplicates dropped; {found['near']:,} rows in {found['groups']:,} groups of near duplicates (similarity "
+        f"{found['similarity']} or the same prompt), each kept on one side of the split", markup=False,
+    )  # fmt: skip
+    console.print(f"test rows whose prompt is in another split: {left['same_prompt']['test_rows']:,}; "
+                  f"whose first question is: {left['same_opening']['test_rows']:,}", markup=False)  # fmt: skip
+
+
+def _most(by_value: dict[str, int], n: int = 6) -> str:
+    shown = ", ".join(f"{value} ×{count:,}" for value, count in list(by_value.items())[:n])
+    return shown + (f" and {len(by_value) - n} more" if len(by_value) > n else "")
+
+
+def show_rows(config: RunConfig, n: int) -> None:
+    """Training rows as the model sees them; supervised tokens stand in ⟦ ⟧ and, where there is colour, in green."""
+    from kit import dataset
+    from kit.hub import load_tokenizer
+    from kit.prompts import IGNORE, Renderer
+
+    tokenizer: Any = load_tokenizer(config.model, config.revision)
+    rows = dataset.rows(config, "train")[:n]
+    for row, example in zip(rows, Renderer(tokenizer, config.format, config.max_length).examples(rows), strict=True):
+        console.rule(Text(f"{row['id']}: {len(example.input_ids)} tokens, {example.supervised} supervised, {example.fit.replace('_', ' ')}"), align="left")
+        text = Text()
+        for supervised, run in groupby(zip(example.input_ids, example.labels, strict=True), key=lambda pair: pair[1] != IGNORE):
+            piece = tokenizer.decode([token for token, _ in run])
+            text.append(f"⟦{piece}⟧" if supervised else piece, style="bold green" if supervised else "dim")
+        console.print(text, soft_wrap=True)
 
 
 def training_table(config: RunConfig, record: dict[str, Any]) -> None:

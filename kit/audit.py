@@ -1,0 +1,146 @@
+"""Duplicates and leaks: rows whose word 3-grams overlap are grouped before the split, so that no group straddles train and test."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# 96 permutations estimate a Jaccard similarity s with a standard error of sqrt(s (1 - s) / 96): 0.04 at 0.8.
+PERMUTATIONS, BANDS, SEED = 96, 16, 42
+SIMILAR = 0.8
+WORDS = 3
+# Words of one row beyond these are not compared: a row of a megabyte costs no more than a long one.
+LONGEST = 20_000
+BATCH = 2000
+Signatures = npt.NDArray[np.uint32]
+
+
+def shingles(row: dict[str, Any]) -> list[str]:
+    """The word 3-grams of a conversation, in lower case; a shorter text is one shingle."""
+    words = " ".join(m["content"] for m in row["messages"]).lower().split(maxsplit=LONGEST)[:LONGEST]
+    return [" ".join(words[i : i + WORDS]) for i in range(max(1, len(words) - WORDS + 1))]
+
+
+class Sketches:
+    """MinHash signatures (Broder 1997), collected row by row: uint32 [rows, PERMUTATIONS]."""
+
+    def __init__(self) -> None:
+        self.done: list[Signatures] = []
+        self.waiting: list[list[str]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.waiting.append(shingles(row))
+        if len(self.waiting) == BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        from rensa import RMinHash
+
+        made = RMinHash.digests_from_token_sets(self.waiting, num_perm=PERMUTATIONS, seed=SEED)
+        self.done.append(np.asarray(made, dtype=np.uint32).reshape(len(self.waiting), PERMUTATIONS))
+        self.waiting = []
+
+    def matrix(self) -> Signatures:
+        if self.waiting:
+            self._flush()
+        return np.concatenate(self.done) if self.done else np.zeros((0, PERMUTATIONS), np.uint32)
+
+
+def prompt_hash(row: dict[str, Any]) -> bytes:
+    """Identifies everything before the last reply, whatever its case."""
+    text = "\0".join(m["content"] for m in row["messages"][:-1]).lower()
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _pairs(keys: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """[2, n]: row numbers with the same key: each with its bucket's first row and with its neighbour."""
+    order = np.argsort(keys, kind="stable")
+    same = keys[order][1:] == keys[order][:-1]
+    starts = np.flatnonzero(np.concatenate([[True], ~same]))
+    first = order[np.repeat(starts, np.diff(np.append(starts, len(order))))]
+    later = order[1:][same]
+    return np.stack([np.concatenate([order[:-1][same], first[1:][same]]), np.concatenate([later, later])])
+
+
+def groups(signatures: Signatures, prompts: Sequence[bytes]) -> npt.NDArray[np.int64]:
+    """The group of each row: rows joined by a chain of like pairs share the lowest row's number.
+
+    A pair is alike when its prompts are the same, or when its estimated similarity is >= SIMILAR. Candidates for the latter agree
+    in all permutations of one band (locality-sensitive hashing); the estimate over all permutations decides.
+    """
+    parent = np.arange(len(signatures))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = int(parent[i])
+        return i
+
+    def join(pairs: npt.NDArray[np.int64]) -> None:
+        for i, j in pairs.T.tolist():
+            low, high = sorted((root(i), root(j)))
+            parent[high] = low
+
+    join(_pairs(np.array(prompts, dtype=np.dtype((np.void, 16)))))
+    width = PERMUTATIONS // BANDS
+    for band in range(BANDS):
+        pairs = _pairs(np.ascontiguousarray(signatures[:, band * width : (band + 1) * width]).view(np.dtype((np.void, 4 * width))).ravel())
+        alike = (signatures[pairs[0]] == signatures[pairs[1]]).mean(axis=1) >= SIMILAR
+        join(pairs[:, alike])
+    return np.array([root(i) for i in range(len(parent))], dtype=np.int64)
+
+
+def leaks(splits: dict[str, list[dict[str, Any]]], examples: int = 3) -> dict[str, Any]:
+    """What remains between test and the other splits: test rows whose prompt, or whose first question, is there too (with other turns)."""
+    others = [row for split, rows in splits.items() if split != "test" for row in rows]
+    found: dict[str, Any] = {}
+    keys: dict[str, Callable[[dict[str, Any]], Any]] = {"same_prompt": prompt_hash, "same_opening": lambda row: row["messages"][0]["content"].lower()}
+    for name, key in keys.items():
+        seen = {key(row): row["id"] for row in others}
+        pairs = [[row["id"], seen[k]] for row in splits["test"] if (k := key(row)) in seen]
+        found[name] = {"test_rows": len(pairs), "test_ids": [a for a, _ in pairs], "examples": pairs[:examples]}
+    return found
+
+
+@cache
+def _script(character: str) -> str:
+    return unicodedata.name(character, "UNKNOWN").split()[0].split("-")[0]
+
+
+def script(text: str) -> str:
+    """The writing system of most letters in a text's beginning, as Unicode names it: LATIN, CYRILLIC, CJK, ..."""
+    letters = Counter(_script(c) for c in text[:500] if c.isalpha())
+    return letters.most_common(1)[0][0] if letters else "none"
+
+
+def statistics(rows: Sequence[dict[str, Any]], tokens: Sequence[int], supervised: Sequence[int], fits: Iterable[str]) -> dict[str, Any]:
+    """Lengths in tokens, turns, scripts and truncation of one split, for all rows and by source."""
+    by_source: dict[str, list[int]] = defaultdict(list)
+    for row, n in zip(rows, tokens, strict=True):
+        by_source[row["source"]].append(n)
+    return {
+        "rows": len(rows), "tokens": percentiles(tokens), "supervised_tokens": percentiles(supervised), "fit": counted(fits),
+        "tokens_by_source": {name: percentiles(lengths) for name, lengths in sorted(by_source.items())},
+        "exchanges": counted(str(len(r["messages"]) // 2) for r in rows),
+        "scripts": counted(script(" ".join(m["content"][:250] for m in r["messages"][:2])) for r in rows),
+    }  # fmt: skip
+
+
+def counted(values: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(values).items(), key=lambda item: (-item[1], item[0])))
+
+
+PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
+
+
+def percentiles(lengths: Sequence[int]) -> dict[str, int]:
+    """Nearest-rank percentiles."""
+    ordered = sorted(lengths)
+    return {f"p{p}": ordered[max(-(-p * len(ordered) // 100) - 1, 0)] for p in PERCENTILES} if ordered else {}

@@ -1,0 +1,119 @@
+"""Local data files -> records: JSON, JSONL, Parquet and CSV, each also gzip'd. Every failure names the file and the place in it."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+from kit.errors import UserError
+
+Record = dict[str, Any]
+# A row and its number from 1; the record is None where only other rows were wanted and it could be skipped unread.
+Numbered = Iterator[tuple[int, Record | None]]
+
+
+def suffix(path: Path) -> str:
+    """The format's suffix, `.gz` left out: data.jsonl.gz -> .jsonl"""
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+
+
+def records(path: Path, wanted: Container[int] | None = None) -> Numbered:
+    """The rows of a file in order; with `wanted`, rows of other numbers may come as None, which costs JSONL no parsing."""
+    reader = READERS.get(suffix(path))
+    if reader is None:
+        raise UserError(f"{path}: unknown format; known: {', '.join(READERS)}, each also with .gz")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty")
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            yield from reader(cast(IO[bytes], file), path, wanted)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: damaged or cut off gzip file ({error})") from None
+
+
+def _object(text: bytes, path: Path, line: int) -> Record:
+    try:
+        row = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, line {line}, byte {error.start + 1}: not valid UTF-8") from None
+    except ValueError as error:
+        raise UserError(f"{path}, line {line}: not valid JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{path}, line {line}: expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def _jsonl(file: IO[bytes], path: Path, wanted: Container[int] | None) -> Numbered:
+    number = 0
+    # Bytes split on "\n" alone: text modes would also split on U+2028 and its like.
+    for line, text in enumerate(file, 1):
+        if text.strip():
+            number += 1
+            yield number, _object(text, path, line) if wanted is None or number in wanted else None
+
+
+def _json(file: IO[bytes], path: Path, _wanted: Container[int] | None) -> Numbered:
+    text = file.read()
+    try:
+        rows = json.loads(text)
+    except UnicodeDecodeError as error:
+        line, start = text.count(b"\n", 0, error.start) + 1, text.rfind(b"\n", 0, error.start)
+        raise UserError(f"{path}, line {line}, byte {error.start - start}: not valid UTF-8") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); one object a line goes into a .jsonl file") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path}: expected a JSON list of objects, found {type(rows).__name__}")
+    yield from enumerate(rows, 1)
+
+
+def _csv(file: IO[bytes], path: Path, _wanted: Container[int] | None) -> Numbered:
+    csv.field_size_limit(2**31 - 1)
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    reader = csv.DictReader(text, strict=True)
+    number = 0
+    try:
+        for number, row in enumerate(reader, 1):
+            if None in row or None in row.values():
+                raise UserError(f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or [])} columns")
+            yield number, {k: _cell(v) for k, v in row.items()}
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, after row {number}, byte {error.start + 1} of the block: not valid UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
+    finally:
+        text.detach()  # the caller closes the file
+
+
+def _cell(text: str) -> Any:
+    """A cell that holds a JSON list of turns is that list; anything else is text."""
+    if text.startswith("[{"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _parquet(file: IO[bytes], path: Path, _wanted: Container[int] | None) -> Numbered:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(1000):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: damaged or cut off Parquet file ({str(error).splitlines()[0]})") from None
+
+
+READERS: dict[str, Callable[[IO[bytes], Path, Container[int] | None], Numbered]] = {
+    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet,
+}  # fmt: skip
