@@ -50,7 +50,14 @@ class Sketches:
     def matrix(self) -> Signatures:
         if self.waiting:
             self._flush()
-        return np.concatenate(self.done) if self.done else np.zeros((0, PERMUTATIONS), np.uint32)
+        # Filled from the end while the blocks are let go, so that a million rows are never held twice.
+        end = sum(map(len, self.done))
+        out = np.empty((end, PERMUTATIONS), np.uint32)
+        while self.done:
+            block = self.done.pop()
+            out[end - len(block) : end] = block
+            end -= len(block)
+        return out
 
 
 def prompt_hash(row: dict[str, Any]) -> bytes:
@@ -116,8 +123,11 @@ def _script(character: str) -> str:
 
 def script(text: str) -> str:
     """The writing system of most letters in a text's beginning, as Unicode names it: LATIN, CYRILLIC, CJK, ..."""
-    letters = Counter(_script(c) for c in text[:500] if c.isalpha())
-    return letters.most_common(1)[0][0] if letters else "none"
+    scripts: Counter[str] = Counter()
+    for character, n in Counter(text[:500]).items():
+        if character.isalpha():
+            scripts[_script(character)] += n
+    return scripts.most_common(1)[0][0] if scripts else "none"
 
 
 def statistics(rows: Sequence[dict[str, Any]], tokens: Sequence[int], supervised: Sequence[int], fits: Iterable[str]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def parser(about: str) -> Parser:
     for f in fields().values():
         _add(made, f)
     made.add_argument("--limit", type=int, metavar="N", help="use only the first N training and test rows (a trial)")
+    made.add_argument("--valid", dest="valid_per_source", type=int, metavar="N", help="short for --valid-per-source")
     return made
 
 

@@ -105,7 +105,10 @@ def group(pools: list[Pool]) -> dict[str, Any]:
     from kit.audit import SIMILAR, groups
 
     hashes = [h for pool in pools for h in pool.hashes]
-    found = groups(np.concatenate([pool.signatures for pool in pools]), [p for pool in pools for p in pool.prompts])
+    signatures = pools[0].signatures if len(pools) == 1 else np.concatenate([pool.signatures for pool in pools])
+    for pool in pools:
+        pool.signatures = None
+    found = groups(signatures, [p for pool in pools for p in pool.prompts])
     lowest: dict[int, bytes] = {}
     sizes: dict[int, int] = {}
     for digest, g in zip(hashes, found.tolist(), strict=True):
@@ -115,7 +118,6 @@ def group(pools: list[Pool]) -> dict[str, Any]:
     for pool in pools:
         pool.keys = [lowest[g] for g in found[at : at + len(pool.hashes)].tolist()]
         at += len(pool.hashes)
-        pool.signatures = None
     large = [n for n in sizes.values() if n > 1]
     exact = sum(pool.stream.dropped["duplicate"] for pool in pools)
     return {"exact": exact, "near": sum(large), "groups": len(large), "largest_group": max(large, default=1), "similarity": SIMILAR}
@@ -145,6 +147,8 @@ def _pick(pool: Pool, split: str, n: int, taken: set[bytes], own: set[int]) -> l
         key = hashlib.sha256(b"valid" + pool.keys[i]).digest() if split == "valid" else pool.keys[i]
         return key, pool.hashes[i]
 
+    if n == 0:
+        return []
     free = (i for i in sorted(range(len(pool.keys)), key=order, reverse=split == "train") if pool.keys[i] not in taken and i not in own)
     return [i for _, i in zip(range(n), free, strict=False)]
 

@@ -72,8 +72,10 @@ def text_of(value: Any, repairs: Counter[str]) -> str:
         value = "".join(_part(p, repairs) for p in value)
     if not isinstance(value, str):
         raise Dropped("not_text")
-    if any("\ud800" <= c <= "\udfff" for c in value):
-        raise Dropped("invalid_unicode")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        raise Dropped("invalid_unicode") from None
     return value.strip()
 
 

@@ -58,6 +58,10 @@ def test_limit_sets_both_limits_and_the_single_ones_win() -> None:
     assert config("--limit", "5", "--limit-test", "3").limit_test == 3
 
 
+def test_valid_is_short_for_valid_per_source() -> None:
+    assert config("--valid", "7").valid_per_source == config("--valid-per-source", "7").valid_per_source == 7
+
+
 def test_recipe_keys_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     (tmp_path / "bad.yaml").write_text("model: builtin\nlerning_rate: 1\nmethods: {qlroa: {rank: 1}, lora: {ranc: 1}}\n")
     monkeypatch.setattr(kit_config, "RECIPES", tmp_path)

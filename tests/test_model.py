@@ -108,3 +108,50 @@ def test_every_method_starts_from_the_same_adapter(tiny: Make) -> None:
     for other in first[1:]:
         assert other.keys() == first[0].keys()
         assert all(torch.equal(other[n], first[0][n]) for n in other)
+
+
+def masks(rows: list[dict[str, Any]], renderer: Renderer) -> tuple[list[list[int]], list[list[int]]]:
+    """The kit's ids and labels, each with the newline that the template puts after the last terminator (no loss there)."""
+    newline = renderer.tokenizer.convert_tokens_to_ids("\n")
+    made = renderer.examples(rows)
+    return [[*e.input_ids, newline] for e in made], [[*e.labels, -100] for e in made]
+
+
+def test_the_mask_against_unsloths_train_on_responses_only(loaded: tuple[Any, Renderer, list[Any]]) -> None:
+    """Equal but for one token a turn: Unsloth searches for the next user header and so also trains the newline before it."""
+    from unsloth.chat_templates import train_on_responses_only
+
+    from kit.sources import Stream
+
+    _, renderer, _ = loaded
+    rows = [row for _, row in list(Stream("ultrachat=builtin").rows())[:40]]
+    ids, labels = masks(rows, renderer)
+    find = train_on_responses_only(
+        None, instruction_part="<start_of_turn>user\n", response_part="<start_of_turn>model\n", tokenizer=renderer.tokenizer, return_function=True
+    )
+    newline = renderer.tokenizer.convert_tokens_to_ids("\n")
+    for row_ids, ours, theirs in zip(ids, labels, find({"input_ids": ids})["labels"], strict=True):
+        differing = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
+        assert all(row_ids[i] == newline and row_ids[i - 1] == renderer.terminator and ours[i] == -100 for i in differing)
+        assert len(differing) <= row_ids.count(renderer.terminator)
+
+
+def test_the_mask_against_trls_assistant_mask(loaded: tuple[Any, Renderer, list[Any]]) -> None:
+    """Equal where the template marks reply and terminator as generated, as TRL's assistant_only_loss asks of it."""
+    from kit.assets.make import TEMPLATE
+    from kit.sources import Stream
+
+    _, renderer, _ = loaded
+    rows = [row for _, row in list(Stream("tulu=builtin").rows())[:40]]
+    marked = TEMPLATE.replace(
+        "{{ (first if loop.first else '') + turn['content'] | trim + '<end_of_turn>\\n' }}",
+        "{% if turn['role'] == 'assistant' %}{% generation %}{{ turn['content'] | trim + '<end_of_turn>' }}{% endgeneration %}{{ '\\n' }}"
+        "{% else %}{{ (first if loop.first else '') + turn['content'] | trim + '<end_of_turn>\\n' }}{% endif %}",
+    )
+    assert "generation" in marked
+    for row, ids, labels in zip(rows, *masks(rows, renderer), strict=True):
+        theirs = renderer.tokenizer.apply_chat_template(
+            row["messages"], chat_template=marked, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        assert theirs["input_ids"] == ids
+        assert [int(label != -100) for label in labels] == theirs["assistant_masks"]

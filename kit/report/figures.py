@@ -32,6 +32,24 @@ def draw(rows: Sequence[Row], logs: dict[str, list[Row]], folder: Path) -> list[
     return made
 
 
+def draw_lengths(stats: dict[str, Any], path: Path) -> Path:
+    """Tokens a row for every split and source: median, middle half and middle nine tenths, from dataset_stats.json."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    bars = [(f"{split} {name}", p) for split, s in stats["splits"].items() for name, p in s["tokens_by_source"].items()]
+    figure, axes = _figure(height=1.2 + 0.32 * len(bars))
+    for at, (_, p) in enumerate(bars):
+        axes.plot([p["p5"], p["p95"]], [at, at], color="black", linewidth=1)
+        axes.barh(at, p["p75"] - p["p25"], left=p["p25"], height=0.6, color=COLOURS[1], edgecolor="black", linewidth=0.6)
+        axes.plot([p["p50"]] * 2, [at - 0.3, at + 0.3], color="white", linewidth=2)
+    axes.set_yticks(range(len(bars)), [label for label, _ in bars])
+    axes.invert_yaxis()
+    axes.axvline(stats["max_length"], color="black", linestyle=":", linewidth=1)
+    axes.set_xlabel(f"tokens a row: median, middle 50% and 90%; dotted: maximum length {stats['max_length']:,}")
+    return _save(figure, path)
+
+
 def _figure(width: float = 7.0, height: float = 4.2) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 

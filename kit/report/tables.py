@@ -40,6 +40,8 @@ def data_table(manifest: dict[str, Any], folder: Path) -> None:
 
 def inspect_tables(manifest: dict[str, Any], folder: Path) -> None:
     """Lengths, turns and scripts of every split, and what the audit for duplicates and leaks found."""
+    from kit.report.figures import draw_lengths
+
     stats = read_json(folder / "dataset_stats.json")
     table = _table("Tokens a row, after fitting to the maximum length", ["split", "rows", *PERCENTILE_NAMES])
     for split, s in stats["splits"].items():
@@ -54,6 +56,7 @@ def inspect_tables(manifest: dict[str, Any], folder: Path) -> None:
         f"{found['exact']:,} exact duplicates dropped; {found['near']:,} rows in {found['groups']:,} groups of near duplicates (similarity "
         f"{found['similarity']} or the same prompt), each kept on one side of the split", markup=False,
     )  # fmt: skip
+    console.print(f"figure: {draw_lengths(stats, folder / 'lengths.png')}", markup=False)
     console.print(f"test rows whose prompt is in another split: {left['same_prompt']['test_rows']:,}; "
                   f"whose first question is: {left['same_opening']['test_rows']:,}", markup=False)  # fmt: skip
 

@@ -14,7 +14,7 @@ from kit.config import RunConfig, load_recipe, recipes
 from kit.console import counts
 from kit.errors import UserError
 from kit.files import read_json, read_jsonl, write_json, write_text
-from kit.report.figures import draw
+from kit.report.figures import draw, draw_lengths
 from kit.report.rows import COLUMNS, SCORES, Row, cell, collect, curves, number
 
 SCHEMA = 1
@@ -28,6 +28,8 @@ def build(config: RunConfig) -> tuple[list[Row], list[str]]:
     out = Path(config.report_dir)
     notes = warnings(rows)
     figures = draw(rows, curves(rows), out / "figures")
+    stats = config.data_path / "dataset_stats.json"
+    figures += [draw_lengths(read_json(stats), out / "figures" / "data_lengths.png")] if stats.exists() else []
     summary = {"schema": SCHEMA, "recipe": next(iter(used("recipe", rows)), None), "rows": [public(r) for r in rows], "verdicts": [], "warnings": notes}
     write_json(out / "summary.json", summary)
     write_text(out / "comparison_table.csv", table_csv(rows))
@@ -168,7 +170,13 @@ def _data(config: RunConfig, rows: Sequence[Row]) -> list[str]:
     cut = [f"{split}: {counts(c)}." for split, c in manifest["truncated"].items()]
     limits = [f"the first {n:,} {split} rows" for split in ("train", "test") for n in used(f"limit_{split}", rows)]
     limited = [f"These runs used only {' and '.join(limits)}.", ""] if limits else []
-    return ["## Data", "", *grid(heads, body), "", *limited, f"At {manifest['inputs']['max_length']} tokens a row, {' '.join(cut)}", ""]
+    found, left = manifest["duplicates"], manifest["leaks"]
+    audit = (
+        f"{found['exact']:,} exact duplicates were dropped. {found['near']:,} rows in {found['groups']:,} groups of near duplicates (word 3-gram "
+        f"similarity of {found['similarity']} or more, or the same prompt) were kept on one side of the split each. Test rows whose whole prompt is also "
+        f"in training: {left['same_prompt']['test_rows']:,}; whose first question is: {left['same_opening']['test_rows']:,}."
+    )
+    return ["## Data", "", *grid(heads, body), "", *limited, audit, "", f"At {manifest['inputs']['max_length']} tokens a row, {' '.join(cut)}", ""]
 
 
 def _settings(rows: Sequence[Row]) -> list[str]:
