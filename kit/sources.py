@@ -151,9 +151,9 @@ class Source:
 
 
 SOURCES: dict[str, Source] = {
-    "alpaca": Source("tatsu-lab/alpaca", "train", "alpaca.json", "instruction"),
-    "tulu": Source("allenai/tulu-v2-sft-mixture", "train", "tulu.jsonl", "turns"),
-    "ultrachat": Source("HuggingFaceH4/ultrachat_200k", "train_sft", "ultrachat.jsonl", "turns"),
+    "alpaca": Source("tatsu-lab/alpaca", "train", "alpaca_sample.json", "instruction"),
+    "tulu": Source("allenai/tulu-v2-sft-mixture", "train", "tulu_sample.jsonl", "turns"),
+    "ultrachat": Source("HuggingFaceH4/ultrachat_200k", "train_sft", "ultrachat_sample.jsonl", "turns"),
 }
 
 

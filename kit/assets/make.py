@@ -38,11 +38,11 @@ def write_data(folder: Path) -> None:
         return random.Random(f"{SEED} {name} {number}")
 
     alpaca = compose.distinct(lambda i: dict(compose.alpaca_row(generator("alpaca", i))), ROWS)
-    (folder / "alpaca.json").write_text(json.dumps(alpaca, indent=0) + "\n", encoding="utf-8")
+    (folder / "alpaca_sample.json").write_text(json.dumps(alpaca, indent=0) + "\n", encoding="utf-8")
     tulu = compose.distinct(lambda i: compose.tulu_row(generator("tulu", i), i), ROWS)
     ultrachat = compose.distinct(lambda i: compose.ultrachat_row(generator("ultrachat", i), i), ROWS)
     for name, rows in {"tulu": tulu, "ultrachat": ultrachat}.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+        (folder / f"{name}_sample.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
 
 
 def corpus(n: int, tokenizer: Any = None) -> list[str]:
