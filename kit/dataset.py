@@ -104,23 +104,27 @@ def group(pools: list[Pool]) -> dict[str, Any]:
 
     from kit.audit import SIMILAR, groups
 
-    hashes = [h for pool in pools for h in pool.hashes]
     signatures = pools[0].signatures if len(pools) == 1 else np.concatenate([pool.signatures for pool in pools])
     for pool in pools:
         pool.signatures = None
     found = groups(signatures, [p for pool in pools for p in pool.prompts])
+    del signatures
+    sizes = np.bincount(found, minlength=len(found))
     lowest: dict[int, bytes] = {}
-    sizes: dict[int, int] = {}
-    for digest, g in zip(hashes, found.tolist(), strict=True):
-        lowest[g] = min(digest, lowest.get(g, digest))
-        sizes[g] = sizes.get(g, 0) + 1
     at = 0
     for pool in pools:
-        pool.keys = [lowest[g] for g in found[at : at + len(pool.hashes)].tolist()]
-        at += len(pool.hashes)
-    large = [n for n in sizes.values() if n > 1]
+        own = found[at : at + len(pool.hashes)]
+        at += len(own)
+        for i in np.flatnonzero(sizes[own] > 1).tolist():
+            lowest[int(own[i])] = min(pool.hashes[i], lowest.get(int(own[i]), pool.hashes[i]))
+    at = 0
+    for pool in pools:
+        own = found[at : at + len(pool.hashes)]
+        at += len(own)
+        pool.keys = [lowest.get(g, digest) for g, digest in zip(own.tolist(), pool.hashes, strict=True)]
+    large = sizes[sizes > 1]
     exact = sum(pool.stream.dropped["duplicate"] for pool in pools)
-    return {"exact": exact, "near": sum(large), "groups": len(large), "largest_group": max(large, default=1), "similarity": SIMILAR}
+    return {"exact": exact, "near": int(large.sum()), "groups": len(large), "largest_group": int(large.max(initial=1)), "similarity": SIMILAR}
 
 
 def draw(pools: list[Pool], config: RunConfig) -> dict[str, dict[str, list[Row]]]:
