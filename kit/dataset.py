@@ -59,7 +59,8 @@ def prepare(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     pools = [Pool(stream, config.data_seed) for stream in streams]
     duplicates = group(pools)
     drawn = draw(pools, config)
-    splits = {split: interleaved([drawn[p.stream.name][split] for p in pools]) for split in SPLITS}
+    pools.clear()  # before the tokeniser's libraries take their share of memory
+    splits = {split: interleaved([drawn[s.name][split] for s in streams]) for split in SPLITS}
     return _write(config, streams, splits, duplicates)
 
 
