@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -231,14 +231,7 @@ def rows(config: RunConfig, split: str) -> list[Row]:
     if not path.exists() or sha256(path) != manifest["files"][path.name]["sha256"]:
         raise UserError(f"{path} is missing or was changed since it was built; rebuild it with scripts/data.py --overwrite")
     limit = config.limit_train if split == "train" else config.limit_test
-    return list(_head(read_jsonl(path), limit))
-
-
-def _head(stream: Iterator[Row], limit: int | None) -> Iterator[Row]:
-    for number, row in enumerate(stream):
-        if limit is not None and number >= limit:
-            return
-        yield row
+    return list(islice(read_jsonl(path), limit))
 
 
 def manifest_hash(config: RunConfig) -> str:

@@ -79,6 +79,15 @@ def test_training_is_recorded(folder: Path) -> None:
     assert not (run(folder) / "checkpoints").exists()
 
 
+def test_a_4_bit_run_trains_its_adapter_in_float32(folder: Path) -> None:
+    """TRL casts the adapter of a 4-bit model to bfloat16, which would compare precisions and not methods."""
+    from safetensors import safe_open
+
+    with safe_open(run(folder) / "adapter" / "adapter_model.safetensors", "pt") as file:
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    assert kinds == {"F32"}
+
+
 def test_trained_tokens_are_those_of_the_data(folder: Path) -> None:
     from kit.hub import load_tokenizer
     from kit.prompts import Renderer

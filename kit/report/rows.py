@@ -86,6 +86,11 @@ def number(value: float | None, digits: int, unit: str = "") -> str:
     return MISSING if value is None else f"{value:,.{digits}f}{unit}"
 
 
+def interval(score: dict[str, Any] | None) -> str:
+    """A score with the ends of its 95% interval."""
+    return f"{number(score['value'], 2)} [{number(score['low'], 2)}, {number(score['high'], 2)}]" if score else MISSING
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as a person says them: 42 s, 7 min 05 s, 1 h 12 min."""
     if seconds is None:

@@ -15,7 +15,7 @@ from rich.text import Text
 from kit.config import RunConfig
 from kit.console import console, counts
 from kit.files import read_json
-from kit.report.rows import COLUMNS, cell, duration, number
+from kit.report.rows import COLUMNS, cell, duration, interval, number
 
 PERCENTILE_NAMES = ("p5", "p25", "p50", "p75", "p95", "p99", "p100")
 
@@ -101,10 +101,6 @@ def evaluation_table(config: RunConfig, record: dict[str, Any]) -> None:
     console.print(table)
     made = record["generation"]
     console.print(f"{made['empty']} empty and {made['unfinished']} unfinished replies, {made['mean_reply_tokens']:.1f} tokens each", markup=False)
-
-
-def interval(score: dict[str, Any]) -> str:
-    return f"{number(score['value'], 2)} [{number(score['low'], 2)}, {number(score['high'], 2)}]"
 
 
 def comparison_table(rows: Sequence[dict[str, Any]], title: str) -> None:

@@ -15,7 +15,7 @@ from kit.console import counts
 from kit.errors import UserError
 from kit.files import read_json, read_jsonl, write_json, write_text
 from kit.report.figures import draw, draw_lengths
-from kit.report.rows import COLUMNS, SCORES, Row, cell, collect, curves, number
+from kit.report.rows import COLUMNS, SCORES, Row, cell, collect, curves, interval, number
 
 SCHEMA = 1
 SAMPLES = 2
@@ -94,12 +94,8 @@ def _scores(rows: Sequence[Row]) -> list[str]:
     body = []
     for row in rows:
         for name, block in {"all": {m: row[m] for m in SCORES}, **(row["per_source"] or {})}.items():
-            body.append([cell("label", row, None), name, *(_interval(block[m]) for m in SCORES)])
+            body.append([cell("label", row, None), name, *(interval(block[m]) for m in SCORES)])
     return grid(["method", "source", *(COLUMNS[m].title for m in SCORES)], body)
-
-
-def _interval(score: dict[str, Any] | None) -> str:
-    return f"{number(score['value'], 2)} [{number(score['low'], 2)}, {number(score['high'], 2)}]" if score else number(None, 2)
 
 
 def _replies(rows: Sequence[Row]) -> list[str]:
