@@ -63,11 +63,35 @@ def _add(made: Parser, f: Field) -> None:
 
 
 def configure(about: str, argv: Sequence[str] | None = None) -> RunConfig:
-    """Parses the flags and resolves the configuration; says which recipe `auto` chose and why."""
-    flags = parser(about).parse(argv)
+    """Parses the flags and resolves the configuration; says which recipe `auto` chose and why.
+
+    With --seeds 0,1,2 the script runs once for each, every seed in a process of its own, and ends with the first failure's exit code.
+    """
+    options = parser(about)
+    options.add_argument("--seeds", metavar="N,N", help="run once for each of these seeds")
+    flags = options.parse(argv)
+    if seeds := flags.pop("seeds", None):
+        resolve(flags)
+        each_seed(seeds, list(argv or sys.argv[1:]))
     config = resolve(flags)
     announce(config, flags)
     return config
+
+
+def each_seed(seeds: str, argv: list[str]) -> NoReturn:
+    """Runs this script again for every seed."""
+    import subprocess
+
+    numbers = seeds.split(",")
+    if not all(n.isdigit() for n in numbers):
+        raise UserError(f"--seeds takes whole numbers with commas between them, such as 0,1,2; got {seeds!r}")
+    at = next(i for i, a in enumerate(argv) if a.startswith("--seeds"))
+    rest = argv[:at] + argv[at + (1 if "=" in argv[at] else 2) :]
+    for number in numbers:
+        done = subprocess.run([sys.executable, sys.argv[0], *rest, "--seed", number], check=False)
+        if done.returncode:
+            sys.exit(done.returncode)
+    sys.exit(0)
 
 
 def announce(config: RunConfig, flags: Mapping[str, Any]) -> None:
@@ -97,7 +121,7 @@ def run(main: Callable[[], None]) -> NoReturn:
             raise
         print(f"error: {error.filename or 'writing'}: {error.strerror}; what was there before is unchanged", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where it stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)

@@ -1,6 +1,6 @@
 """RunConfig: one field is one flag, one help line and one key in config.json.
 
-Precedence: dataclass defaults < recipe < the recipe's block for the method < flags. An explicit flag always wins.
+Precedence: dataclass defaults < recipe < the method's own settings < the recipe's block for the method < flags. An explicit flag always wins.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import yaml
 
 from kit.errors import UserError, unknown
+from kit.files import read_json
 from kit.methods import METHODS, Method
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -21,8 +22,14 @@ BASE = "base"
 FORMATS = ("chat", "alpaca")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
-# Where results lie and which machine settings made them cheaper do not make two runs different.
-PLACES = ("data_dir", "runs_dir", "report_dir")
+TRACKERS = ("none", "tensorboard", "wandb", "trackio")
+# Where results lie, how they are watched and what they cost does not make two runs different.
+PLACES = ("data_dir", "runs_dir", "report_dir", "report_to", "price_per_kwh", "preflight", "auto_batch")
+# A scaled-down recipe takes these from the tiny recipe and keeps its method set-ups; ranks shrink to the narrowest built-in layer.
+SCALED = ("model", "source", "train_per_source", "test_per_source", "valid_per_source", "max_length",
+          "optimizer", "gradient_checkpointing", "save_steps", "max_new_tokens", "eval_batch_size", "precision")  # fmt: skip
+NARROWEST = 48
+STAND_INS = {"EleutherAI/gpt-neo-1.3B": "builtin-gptneo"}
 
 
 @dataclass(frozen=True)
@@ -36,8 +43,9 @@ class RunConfig:
     data_dir: Annotated[str, "folder of the built data"] = "data"
     runs_dir: Annotated[str, "folder of the runs"] = "runs"
     report_dir: Annotated[str, "folder the report is written to"] = "report"
+    scale_down: Annotated[bool, "the recipe's method set-ups on the built-in model and data, with ranks to match"] = False
     # Model
-    model: Annotated[str, "hub id or folder of the base model; builtin is the tiny model shipped with the kit"] = "builtin"
+    model: Annotated[str, "hub id or folder of the base model; builtin and builtin-gptneo are tiny models shipped with the kit"] = "builtin"
     revision: Annotated[str, "branch, tag or commit of the model on the hub"] = ""
     precision: Annotated[str, "auto, float32, float16 or bfloat16; auto decides from the device and says why"] = "auto"
     # Data
@@ -57,12 +65,17 @@ class RunConfig:
     target_modules: Annotated[tuple[str, ...], "linear layers that get an adapter, repeatable"] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip
+    update_gap: Annotated[int, "galore, apollo: optimiser steps between new projections"] = 200
+    projection_scale: Annotated[float, "galore, apollo: scale of the update that comes back from the projection"] = 0.25
+    train_embeddings: Annotated[bool, "full, galore, apollo: train the embeddings too"] = False
     # Training
     epochs: Annotated[float, "passes over the training rows"] = 1.0
     max_steps: Annotated[int | None, "stop after N optimiser steps"] = None
     micro_batch: Annotated[int, "rows a forward pass"] = 4
     accumulation: Annotated[int, "forward passes an optimiser step; effective batch = micro-batch x accumulation"] = 2
+    auto_batch: Annotated[bool, "out of memory: halve the micro-batch, double the accumulation and go on"] = False
     learning_rate: Annotated[float, "peak learning rate"] = 2e-4
+    tuned: Annotated[bool, "take the learning rate that scripts/sweep.py found best for this method"] = False
     schedule: Annotated[str, "learning-rate schedule: linear, cosine, constant or constant_with_warmup"] = "linear"
     warmup_ratio: Annotated[float, "share of the steps that warm up"] = 0.03
     weight_decay: Annotated[float, "decoupled weight decay"] = 0.001
@@ -70,6 +83,9 @@ class RunConfig:
     optimizer: Annotated[str, "a transformers optimiser name, such as adamw_8bit or adamw_torch_fused"] = "adamw_8bit"
     gradient_checkpointing: Annotated[bool, "recompute activations in the backward pass to save memory"] = True
     save_steps: Annotated[int, "optimiser steps between checkpoints"] = 200
+    preflight: Annotated[bool, "predict memory and disk before loading, and refuse what cannot fit"] = True
+    report_to: Annotated[str, "also log to tensorboard, wandb or trackio"] = "none"
+    price_per_kwh: Annotated[float | None, "price of a kilowatt-hour, for the cost of the energy a GPU reports"] = None
     # Evaluation
     max_new_tokens: Annotated[int, "longest generated reply in tokens"] = 256
     eval_batch_size: Annotated[int, "prompts generated together"] = 32
@@ -94,7 +110,7 @@ class RunConfig:
     def is_local(self) -> bool:
         """Whether model and data all lie on this machine, so that nothing needs the network."""
         origins = [s.partition("=")[2] for s in self.source]
-        return all(name == "builtin" or Path(name).expanduser().exists() for name in [self.model, *origins])
+        return all(name in ("builtin", "builtin-gptneo") or Path(name).expanduser().exists() for name in [self.model, *origins])
 
     def identity(self) -> dict[str, Any]:
         """The fields that must agree for two results to come from the same run, JSON-ready."""
@@ -105,7 +121,8 @@ class RunConfig:
 
 
 TRAINING_FIELDS = (
-    "seed", "limit_train", "rank", "alpha", "dropout", "target_modules", "epochs", "max_steps", "micro_batch", "accumulation",
+    "seed", "limit_train", "rank", "alpha", "dropout", "target_modules", "update_gap", "projection_scale", "train_embeddings", "tuned",
+    "epochs", "max_steps", "micro_batch", "accumulation",
     "learning_rate", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "optimizer", "gradient_checkpointing", "save_steps",
 )  # fmt: skip
 # What the data folder depends on: two configurations that agree here share one data folder.
@@ -136,6 +153,10 @@ def fields() -> dict[str, Field]:
     return out
 
 
+# What a recipe says beside settings; `published` and `unstated` belong to a set-up that somebody else published.
+NOTES = ("about", "published", "unstated")
+
+
 def recipes() -> list[str]:
     return sorted(p.stem for p in RECIPES.glob("*.yaml"))
 
@@ -145,7 +166,7 @@ def load_recipe(name: str) -> dict[str, Any]:
     if name not in recipes():
         raise UserError(unknown("recipe", name, [*recipes(), "auto"]))
     recipe: dict[str, Any] = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
-    known = {*fields(), "about", "methods"}
+    known = {*fields(), *NOTES, "methods"}
     problems = [f"recipe {name}: {unknown('key', k, known)}" for k in recipe if k not in known]
     for method, block in recipe.get("methods", {}).items():
         if method not in METHODS:
@@ -168,30 +189,67 @@ def resolve(flags: Mapping[str, Any]) -> RunConfig:
         name = choose_recipe().name
     recipe = load_recipe(name)
     block = recipe.get("methods", {}).get(method, {})
+    if flags.get("scale_down", False):
+        stand_in = STAND_INS.get(recipe.get("model", ""), "builtin")
+        recipe |= {k: v for k, v in load_recipe("tiny").items() if k in SCALED} | {"model": stand_in}
     if "source" in flags:  # The recipe's row counts belong to its own sources.
-        recipe = {k: v for k, v in recipe.items() if k not in ("train_per_source", "test_per_source")}
-    values = {k: v for k, v in recipe.items() if k not in ("about", "methods")} | block | dict(flags) | {"recipe": name}
+        recipe = {k: v for k, v in recipe.items() if k not in ("train_per_source", "test_per_source", "valid_per_source")}
+    own = METHODS[method].settings if method != BASE else {}
+    values = {k: v for k, v in recipe.items() if k not in (*NOTES, "methods")} | dict(own) | block
+    if flags.get("scale_down", False):
+        values |= narrowed(values)
+    values |= dict(flags) | {"recipe": name}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     values["source"] = tuple(sorted(values.get("source", ())))
-    values["name"] = values.get("name") or name
+    values["name"] = values.get("name") or name + ("-scaled" if flags.get("scale_down", False) else "")
+    if values.get("tuned") and "learning_rate" not in flags and method != BASE:
+        values["learning_rate"] = tuned_rate(Path(values.get("runs_dir", RunConfig.runs_dir)) / values["name"], method)
     config = RunConfig(**values)
     check(config)
     return config
 
 
+def narrowed(values: Mapping[str, Any]) -> dict[str, int]:
+    """Rank and alpha that the built-in models' narrowest layer holds, alpha / rank kept."""
+    rank, alpha = values.get("rank", RunConfig.rank), values.get("alpha", RunConfig.alpha)
+    return {"rank": min(rank, NARROWEST), "alpha": max(1, round(alpha * min(rank, NARROWEST) / rank))}
+
+
+def tuned_rate(experiment: Path, method: str) -> float:
+    """The learning rate that the sweep found best for a method."""
+    path = experiment / "sweep" / f"{method}.json"
+    if not path.exists():
+        raise UserError(f"--tuned needs {path}; make it with: python scripts/sweep.py --method {method}")
+    return float(read_json(path)["best"])
+
+
+def sibling(config: RunConfig, method: str) -> RunConfig:
+    """The same experiment with another method: that method's own settings, and whatever the user changed by flags."""
+    common = {"recipe": config.recipe, "scale_down": config.scale_down, "name": config.name}
+    standard, other = resolve(common | {"method": config.method}), resolve(common | {"method": method})
+    changed = {f: v for f in fields() if f != "method" and (v := getattr(config, f)) != getattr(standard, f)}
+    return dataclasses.replace(other, **changed)
+
+
 def check(config: RunConfig) -> None:
     """Raises one UserError with every value that cannot work."""
     positive = ("train_per_source", "test_per_source", "max_length", "rank", "alpha", "epochs", "micro_batch", "accumulation",
-                "learning_rate", "save_steps", "max_new_tokens", "eval_batch_size", "limit_train", "limit_test", "max_steps")  # fmt: skip
+                "learning_rate", "save_steps", "max_new_tokens", "eval_batch_size", "limit_train", "limit_test", "max_steps", "update_gap", "projection_scale",
+                "price_per_kwh")  # fmt: skip
     flag = {f: f"--{f.replace('_', '-')}" for f in fields()}
     problems = [f"{flag[f]} must be greater than 0, got {v}" for f in positive if (v := getattr(config, f)) is not None and v <= 0]
     problems += [f"--valid-per-source must not be negative, got {config.valid_per_source}"] if config.valid_per_source < 0 else []
     shares = ("dropout", "warmup_ratio")
     problems += [f"{flag[f]} must be from 0 to below 1, got {v}" for f in shares if not 0 <= (v := getattr(config, f)) < 1]
-    choices = {"format": FORMATS, "schedule": SCHEDULES, "precision": PRECISIONS}
+    choices = {"format": FORMATS, "schedule": SCHEDULES, "precision": PRECISIONS, "report_to": TRACKERS}
     problems += [unknown(f, getattr(config, f), known) for f, known in choices.items() if getattr(config, f) not in known]
     if config.max_length < 32:
         problems.append(f"--max-length must be at least 32 to hold a prompt and a reply, got {config.max_length}")
+    if config.method != BASE and config.technique.full:
+        problems += (
+            ["--precision float16 cannot train whole weights (their updates underflow); use float32 or bfloat16"] if config.precision == "float16" else []
+        )
+        problems += [f"--dropout is for adapters; {config.method} trains the weights themselves"] if config.dropout else []
     for name in (config.name, *(s.partition("=")[0] for s in config.source)):
         if not name or name in (".", "..") or not all(c.isalnum() or c in "-_." for c in name):
             problems.append(f"{name!r} cannot name a folder or source: use letters, digits, '-', '_' and '.'")

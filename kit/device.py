@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 
 class Gpu(NamedTuple):
     name: str
     capability: tuple[int, int]
+    memory: int = 0  # bytes in all
 
 
 class Choice(NamedTuple):
@@ -33,7 +35,21 @@ def cuda_gpu() -> tuple[Gpu | None, str]:
     # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
     cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, 0)
     cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, 0)
-    return Gpu(label.value.decode(), (major.value, minor.value)), ""
+    memory = ctypes.c_size_t()
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), 0)
+    return Gpu(label.value.decode(), (major.value, minor.value), memory.value), ""
+
+
+def total_memory() -> int | None:
+    """Bytes a run can hope for: the GPU's memory, or what the system says is available; None where it does not say."""
+    gpu, _ = cuda_gpu()
+    if gpu is not None:
+        return gpu.memory or None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def choose_recipe() -> Choice:
@@ -46,8 +62,8 @@ def choose_recipe() -> Choice:
     return Choice("t4", f"found {gpu.name}")
 
 
-def choose_precision(model_type: str) -> Choice:
-    """The 16-bit type the hardware computes in, by compute capability and model family.
+def choose_precision(model_type: str, *, whole: bool = False) -> Choice:
+    """The 16-bit type the hardware computes in, by compute capability and model family; `whole` when the weights themselves are trained.
 
     `torch.cuda.is_bf16_supported()` says True on a T4 through emulation, so the capability decides.
     """
@@ -56,6 +72,8 @@ def choose_precision(model_type: str) -> Choice:
         return Choice("float32", f"{reason}: float32 on the CPU, so that results repeat on any machine")
     if gpu.capability >= (8, 0):
         return Choice("bfloat16", f"{gpu.name} computes in bfloat16")
+    if whole:
+        return Choice("float32", f"{gpu.name} has no bfloat16, and float16 loses the small updates of whole weights")
     if model_type.startswith("gemma3"):
         return Choice("float16", f"{gpu.name} has no bfloat16; Unsloth keeps Gemma 3's residuals in float32, which overflow float16")
     return Choice("float16", f"{gpu.name} has no bfloat16")

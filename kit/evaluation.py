@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kit import dataset, runs
+from kit import dataset, gates, runs
 from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.errors import UserError
@@ -23,7 +23,8 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
     """The run's eval.json; goes on where an interrupted evaluation stopped, and does nothing when the result exists."""
     prepare_data(config)
     data = dataset.manifest_hash(config)
-    if config.method != BASE and not (config.run_dir / "train.json").exists():
+    trained = config.run_dir / "train.json"
+    if config.method != BASE and (not trained.exists() or read_json(trained)["status"] != "done"):
         raise UserError(f"{config.run_dir} is not trained yet; run: python scripts/train.py --method {config.method} --seed {config.seed}")
     folder = runs.open_run(config)
     result = folder / "eval.json"
@@ -43,12 +44,14 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
         model, tokenizer, chosen = load_trained(config)
         renderer = Renderer(tokenizer, config.format, config.max_length)
         exams = renderer.exams(rows)
+    with phases("gates"):
+        checks = gates.reloaded(model, folder, tokenizer.pad_token_id, chosen.name)
     with phases("generation"):
         _answer(config, model, renderer, rows, exams, done, predictions)
     ordered = [done[row["id"]] for row in rows]
     record = summary(ordered) | {
         "generation": generation_record(ordered, phases), "phases": phases.record, "precision": chosen._asdict(),
-        "provenance": runs.provenance(config, data),
+        "gates": gates.record(checks), "provenance": runs.provenance(config, data),
     }  # fmt: skip
     write_json(result, record)
     return record

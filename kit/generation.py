@@ -52,8 +52,13 @@ def _reply(ids: list[int], stop: set[int]) -> Reply:
 
 
 def likelihoods(model: Any, exams: Sequence[Exam], pad: int) -> list[float]:
-    """The negative log-likelihood in nats of each reference reply given its prompt, summed over the reply's tokens, in float32."""
-    out: list[float] = []
+    """The negative log-likelihood in nats of each reference reply given its prompt, summed over the reply's tokens."""
+    return [-sum(row) for row in token_log_probs(model, exams, pad)]
+
+
+def token_log_probs(model: Any, exams: Sequence[Exam], pad: int) -> list[list[float]]:
+    """The log-probability in nats of each token of each reference reply, computed in float32 from the logits."""
+    out: list[list[float]] = []
     vocabulary = model.config.get_text_config().vocab_size
     start = 0
     while start < len(exams):
@@ -61,12 +66,12 @@ def likelihoods(model: Any, exams: Sequence[Exam], pad: int) -> list[float]:
         end = start + 1
         while end < len(exams) and (end + 1 - start) * (1 + max(len(e.reference_ids) for e in exams[start : end + 1])) * vocabulary <= LOGITS:
             end += 1
-        out += _likelihoods(model, exams[start:end], pad)
+        out += _log_probs(model, exams[start:end], pad)
         start = end
     return out
 
 
-def _likelihoods(model: Any, exams: Sequence[Exam], pad: int) -> list[float]:
+def _log_probs(model: Any, exams: Sequence[Exam], pad: int) -> list[list[float]]:
     import torch
 
     ids, mask = padded([[*e.prompt_ids, *e.reference_ids] for e in exams], pad, model.device)
@@ -78,7 +83,7 @@ def _likelihoods(model: Any, exams: Sequence[Exam], pad: int) -> list[float]:
         logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=longest + 1).logits
         for row, exam in enumerate(exams):
             target = torch.tensor(exam.reference_ids, device=logits.device)
-            out.append(float(torch.nn.functional.cross_entropy(logits[row, -len(target) - 1 : -1].float(), target, reduction="sum")))
+            out.append((-torch.nn.functional.cross_entropy(logits[row, -len(target) - 1 : -1].float(), target, reduction="none")).tolist())
     return out
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from kit.console import say
 from kit.errors import UserError
 
-BUILTIN_MODEL = Path(__file__).parent / "assets" / "model"
+BUILTIN = {"builtin": Path(__file__).parent / "assets" / "model", "builtin-gptneo": Path(__file__).parent / "assets" / "gptneo"}
 
 
 class Unreachable(UserError):
@@ -76,9 +76,9 @@ def dataset_rows(dataset: str, split: str, revision: str) -> Iterator[dict[str, 
 
 
 def loadable(model: str) -> str:
-    """The name to load: `builtin` is the shipped folder, and a hub id goes through Unsloth's table of ungated 16-bit mirrors."""
-    if model == "builtin":
-        return str(BUILTIN_MODEL)
+    """The name to load: a built-in model is its shipped folder, and a hub id goes through Unsloth's table of ungated 16-bit mirrors."""
+    if model in BUILTIN:
+        return str(BUILTIN[model])
     return model if Path(model).expanduser().is_dir() else _mirrors().get(model.lower(), model)
 
 

@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a technique freezes, quantises and adapts."""
+    """What a technique quantises, what it trains, and with which settings of its own.
+
+    `adapter` is lora, dora or none (then the weights themselves are trained); `projection` names the low-rank projection of the gradients.
+    `settings` stand between the recipe and the recipe's block for the method. `parts` are the methods whose training it builds on.
+    """
 
     title: str
     about: str
-    four_bit: bool
-    dora: bool
+    four_bit: bool = False
+    adapter: str = "lora"
+    projection: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
 
+    @property
+    def full(self) -> bool:
+        """Whether the weights themselves are trained."""
+        return self.adapter == "none"
+
+
+HIGH_RANK = {"rank": 128, "alpha": 32}
+LOW_RANK_GRADIENT = {"rank": 128, "learning_rate": 1e-4}
 
 METHODS: dict[str, Method] = {
-    "qlora": Method("QLoRA", "LoRA on a base model stored in 4-bit NF4 with double quantisation (Dettmers et al. 2023).", four_bit=True, dora=False),
-    "lora": Method("LoRA", "Trained low-rank updates beside frozen 16-bit weights (Hu et al. 2021).", four_bit=False, dora=False),
-    "dora": Method("DoRA", "LoRA on the direction of each weight row, with its magnitude trained apart (Liu et al. 2024).", four_bit=False, dora=True),
-}
+    "qlora": Method("QLoRA", "LoRA on a base model stored in 4-bit NF4 with double quantisation (Dettmers et al. 2023).", four_bit=True),
+    "lora": Method("LoRA", "Trained low-rank updates beside frozen 16-bit weights (Hu et al. 2021)."),
+    "dora": Method("DoRA", "LoRA on the direction of each weight row, with its magnitude trained apart (Liu et al. 2024).", adapter="dora"),
+    "qdora": Method("QDoRA", "DoRA on a base model stored in 4-bit NF4.", four_bit=True, adapter="dora"),
+    "highrank": Method("high-rank LoRA", 'LoRA of rank 128 and alpha 32 on attention and MLP, which one study called "modified GaLore".', settings=HIGH_RANK),
+    "galore": Method(
+        "GaLore", "All weights of the layers trained, with gradients and Adam's moments in a low-rank subspace (Zhao et al. 2024).",
+        adapter="none", projection="galore", settings=LOW_RANK_GRADIENT,
+    ),
+    "apollo": Method(
+        "APOLLO", "All weights of the layers trained, each channel scaled as Adam on a random low-rank projection would (Zhu et al. 2024).",
+        adapter="none", projection="apollo", settings=LOW_RANK_GRADIENT,
+    ),
+    "full": Method("full", "Every weight trained: the reference.", adapter="none", settings={"learning_rate": 2e-5, "train_embeddings": True}),
+    "hybrid": Method(
+        "hybrid", "QLoRA for the first half of the steps, then its adapter widened to rank 128 and trained on, without changing the function in between.",
+        four_bit=True, settings=HIGH_RANK, parts=("qlora",),
+    ),
+    "combined": Method(
+        "combined", "A weighted combination of the QLoRA and high-rank adapters (PEFT's linear, svd, ties or dare), chosen on validation rows.",
+        settings=HIGH_RANK, parts=("qlora", "highrank"),
+    ),
+}  # fmt: skip

@@ -1,7 +1,8 @@
-"""Loads a model through Unsloth and attaches a method's adapter."""
+"""Loads a model through Unsloth and makes a method's parameters trainable."""
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 from kit import dataset
 from kit.config import BASE, RunConfig
 from kit.console import console, say
-from kit.device import Choice, choose_precision
+from kit.device import Choice, choose_precision, cuda_gpu
 from kit.errors import UserError, unknown
 from kit.hub import hub_errors, loadable
 
 
-def precision(config: RunConfig) -> Choice:
+def precision(config: RunConfig, *, training: bool) -> Choice:
     """The computing precision and the reason for it."""
     from transformers import AutoConfig
 
@@ -22,22 +23,27 @@ def precision(config: RunConfig) -> Choice:
         return Choice(config.precision, "as asked for")
     with hub_errors(f"model {config.model}"):
         model_type = AutoConfig.from_pretrained(loadable(config.model), revision=config.revision or None).model_type
-    return choose_precision(model_type)
+    return choose_precision(model_type, whole=training and config.technique.full)
 
 
-def load_base(config: RunConfig) -> tuple[Any, Any, Choice]:
-    """(model, tokenizer, precision): the base model as the method stores it, every weight frozen."""
+def load_base(config: RunConfig, *, training: bool = False, folder: Path | None = None) -> tuple[Any, Any, Choice]:
+    """(model, tokenizer, precision): the base model as the method stores it, every weight frozen; from `folder` when the weights were trained."""
     unsloth = import_unsloth()
     import torch
 
     four_bit = config.method != BASE and config.technique.four_bit
-    chosen = precision(config)
-    say(f"loading {config.model}{' in 4-bit NF4' if four_bit else ''}, computing in {chosen.name}: {chosen.reason}")
+    chosen = precision(config, training=training)
+    where = str(folder or config.model)
+    say(f"loading {where}{' in 4-bit NF4' if four_bit else ''}, computing in {chosen.name}: {chosen.reason}")
+    whole: dict[str, bool] = {}
+    if training and config.technique.full:
+        # Weights held in 16 bits lose the updates smaller than their rounding: on a GPU Unsloth keeps them in float32 and computes in 16 bits.
+        whole = {"full_finetuning": True} | ({"float32_mixed_precision": True} if cuda_gpu()[0] else {})
     with hub_errors(f"model {config.model}"):
         model, tokenizer = unsloth.FastModel.from_pretrained(
-            model_name=loadable(config.model), max_seq_length=config.max_length + config.max_new_tokens,
-            dtype=getattr(torch, chosen.name), load_in_4bit=four_bit, revision=config.revision or None, trust_remote_code=False,
-            use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
+            model_name=str(folder) if folder else loadable(config.model), max_seq_length=config.max_length + config.max_new_tokens,
+            dtype=getattr(torch, chosen.name), load_in_4bit=four_bit, revision=None if folder else config.revision or None, trust_remote_code=False,
+            use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False, **whole,
         )  # fmt: skip
     # Unsloth falls back to 16-bit with a printed line when NF4 fails; a comparison must not.
     if four_bit and not any(type(m).__name__ == "Linear4bit" for m in model.modules()):
@@ -46,33 +52,70 @@ def load_base(config: RunConfig) -> tuple[Any, Any, Choice]:
     return model, tokenizer, chosen
 
 
-def attach(model: Any, config: RunConfig) -> Any:
-    """The model with the method's new adapter, alone trainable. Unknown target modules are a UserError that lists those there are."""
-    unsloth = import_unsloth()
+def linear_layers(model: Any) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of every kind of linear layer inside the model by its name's last part; the smallest when they differ."""
     import torch
 
-    linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)} - {"lm_head"}
-    if missing := [t for t in config.target_modules if t not in linear]:
-        raise UserError(*(unknown("target module", t, linear) for t in missing))
-    return unsloth.FastModel.get_peft_model(
+    out: dict[str, tuple[int, int]] = {}
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if isinstance(module, torch.nn.Linear) and last != "lm_head":
+            shape = (module.out_features, module.in_features)
+            out[last] = min(out.get(last, shape), shape, key=min)
+    return out
+
+
+def check_targets(config: RunConfig, layers: dict[str, tuple[int, int]]) -> list[str]:
+    """What is wrong with the target modules and the rank, given the model's linear layers."""
+    problems = [unknown("target module", t, layers) for t in config.target_modules if t not in layers]
+    narrow = {t: min(layers[t]) for t in config.target_modules if t in layers and min(layers[t]) < config.rank}
+    if narrow and not config.technique.projection:
+        sides = ", ".join(f"{t} {side}" for t, side in sorted(narrow.items()))
+        problems.append(f"--rank {config.rank} is larger than the layers it adapts ({sides}); use at most {min(narrow.values())} or other --target-modules")
+    return problems
+
+
+def attach(model: Any, config: RunConfig) -> Any:
+    """The model with the method's parameters trainable: a new adapter, or the weights themselves."""
+    if problems := check_targets(config, linear_layers(model)):
+        raise UserError(*problems)
+    if config.technique.full:
+        return unfreeze(model, config)
+    return import_unsloth().FastModel.get_peft_model(
         model, r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.target_modules),
-        bias="none", use_dora=config.technique.dora, random_state=config.seed,
+        bias="none", use_dora=config.technique.adapter == "dora", random_state=config.seed,
         use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
     )  # fmt: skip
 
 
+def unfreeze(model: Any, config: RunConfig) -> Any:
+    """The model with its weights trainable, the embeddings only where asked for."""
+    model.requires_grad_(True)
+    if not config.train_embeddings:
+        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+            embedding.requires_grad_(False)
+        if config.gradient_checkpointing:  # Recomputation starts from inputs that carry a gradient.
+            model.enable_input_require_grads()
+    return model
+
+
 def load_trained(config: RunConfig) -> tuple[Any, Any, Choice]:
-    """(model, tokenizer, precision) for evaluation: the base model alone for `base`, else with the run's saved adapter."""
-    model, tokenizer, chosen = load_base(config)
-    if config.method != BASE:
+    """(model, tokenizer, precision) for evaluation: the base model alone for `base`, else with what the run saved."""
+    saved = saved_folder(config)
+    if config.method != BASE and not any(saved.glob("*config.json")):
+        raise UserError(f"{config.run_dir} has no trained model; run: python scripts/train.py --method {config.method} --seed {config.seed}")
+    model, tokenizer, chosen = load_base(config, folder=saved if config.method != BASE and config.technique.full else None)
+    if config.method != BASE and not config.technique.full:
         from peft import PeftModel
 
-        folder = config.run_dir / "adapter"
-        if not (folder / "adapter_config.json").exists():
-            raise UserError(f"{config.run_dir} has no trained adapter; run: python scripts/train.py --method {config.method} --seed {config.seed}")
-        model = PeftModel.from_pretrained(model, str(folder))
+        model = PeftModel.from_pretrained(model, str(saved))
     import_unsloth().FastModel.for_inference(model)
     return model, tokenizer, chosen
+
+
+def saved_folder(config: RunConfig) -> Path:
+    """Where a run keeps what it trained: an adapter in PEFT's format, or the whole model."""
+    return config.run_dir / ("model" if config.method != BASE and config.technique.full else "adapter")
 
 
 def prepare_data(config: RunConfig) -> None:
@@ -86,9 +129,22 @@ def import_unsloth() -> Any:
     """Unsloth, imported before transformers, trl and peft as it demands; its caches stay out of the working folder."""
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "unsloth_compiled"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # On some processors bitsandbytes looks for a faster 4-bit kernel on the hub and warns that it has none.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import unsloth
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     if not console.is_terminal:
-        logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
     return unsloth
+
+
+def free_memory() -> None:
+    """Gives back what dropped models held, before another one is loaded in this process."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

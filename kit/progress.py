@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
+import signal
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kit.console import console, say
+from kit.errors import UserError
 from kit.files import read_jsonl, write_jsonl
 from kit.resources import Phases, clock, device_gib, resident_gib
 
 LINES = 20
+# Steps whose gradients are looked at: LoRA's A gets none in the first, where B is still zero.
+LOOKED_AT = 3
+
+
+class Stopped(KeyboardInterrupt):
+    """Training was asked to stop, and has saved."""
 
 
 class Bar:
@@ -59,6 +69,27 @@ class TrainingProgress:
         self.log, self.phases = log, phases
         self.phase: AbstractContextManager[None] | None = None
         self.peak_gib: float | None = None
+        self.stopped = False
+        self.fed: dict[str, bool] = {}
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM ends training after the step in hand and a checkpoint; the second ends it at once."""
+        earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def stop(*_: object) -> None:
+            say("stopping after this step and a checkpoint; once more stops at once")
+            self.stopped = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+        for number in earlier:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
 
     @property
     def final_loss(self) -> float | None:
@@ -84,19 +115,36 @@ class TrainingProgress:
             self._enter("steps")
         else:
             self.wall_s += clock() - self.started
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Notes which trainable tensors have had a gradient that is not zero."""
+        self.looked = getattr(self, "looked", 0) + 1
+        if model is None or self.looked > LOOKED_AT:
+            return
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                self.fed[name] = self.fed.get(name, False) or (p.grad is not None and bool(p.grad.any()))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         if "loss" not in logs:
             return
         tokens, supervised = (a + b for a, b in zip(self.earlier, state.seen, strict=True))
-        row = {"step": state.global_step, "loss": logs["loss"], "learning_rate": logs["learning_rate"], "grad_norm": logs.get("grad_norm"),
+        if not math.isfinite(logs["loss"]):
+            raise UserError(f"training diverged: the loss of step {state.global_step} is {logs['loss']}; lower --learning-rate or raise --warmup-ratio")
+        norm = logs.get("grad_norm")
+        row = {"step": state.global_step, "loss": logs["loss"], "learning_rate": logs["learning_rate"],
+               "grad_norm": norm if norm is not None and math.isfinite(norm) else None,
                "tokens": tokens, "supervised": supervised, "wall_s": self.wall_s}  # fmt: skip
         self.rows.append(row)
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
-        memory = device_gib()[1] or resident_gib() or 0
         speed = self.tokens_per_s() or 0
-        self.bar.update(row["step"], f"loss {row['loss']:.3f} lr {row['learning_rate']:.1e} {speed:.0f} tokens/s {memory:.2f} GiB")
+        self.bar.update(row["step"], f"loss {row['loss']:.3f} lr {row['learning_rate']:.1e} {speed:.0f} tokens/s {self.memory_gib() or 0:.2f} GiB")
+
+    def memory_gib(self) -> float | None:
+        return device_gib()[1] or resident_gib()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._enter(None)
@@ -110,12 +158,13 @@ class TrainingProgress:
             self.bar.__exit__()
             self.file.close()
 
-    def tokens_per_s(self) -> float | None:
+    def tokens_per_s(self, kind: str = "tokens") -> float | None:
         """Unpadded tokens a second over the timed steps; the first step, the warm-up, is left out."""
         if len(self.rows) < 2 or self.wall_s == 0:
             return None
-        return float((self.rows[-1]["tokens"] - self.rows[0]["tokens"]) / self.wall_s)
+        return float((self.rows[-1][kind] - self.rows[0][kind]) / self.wall_s)
 
     def totals(self) -> dict[str, Any]:
         last = self.rows[-1]
-        return {"tokens_total": last["tokens"], "tokens_supervised": last["supervised"], "tokens_per_s": self.tokens_per_s()}
+        return {"tokens_total": last["tokens"], "tokens_supervised": last["supervised"], "tokens_per_s": self.tokens_per_s(),
+                "supervised_per_s": self.tokens_per_s("supervised")}  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,38 @@ def device_gib() -> tuple[float | None, float | None]:
     return None, None
 
 
+@functools.cache
+def _nvml() -> Any:
+    """NVML and the handle of the GPU this process uses, or None: no GPU, no driver library, or a GPU that does not count its energy."""
+    cuda = _cuda()
+    if cuda is None:
+        return None
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{cuda.get_device_properties(cuda.current_device()).uuid}")
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except (ImportError, AttributeError, pynvml.NVMLError):
+        return None
+    return pynvml, handle
+
+
+def joules() -> float | None:
+    """Energy in J that the GPU has used since its driver was loaded (NVML counts mJ), or None."""
+    found = _nvml()
+    return found[0].nvmlDeviceGetTotalEnergyConsumption(found[1]) / 1000 if found else None
+
+
+def energy(phases: Phases, names: Sequence[str], price_per_kwh: float | None) -> dict[str, float | None] | None:
+    """Energy of the named phases together: J, Wh, and its cost at the stated price; None where nothing counts it."""
+    used = [phases.record[n]["energy_j"] for n in names if n in phases.record]
+    if not used or any(j is None for j in used):
+        return None
+    total = float(sum(j for j in used if j is not None))
+    return {"joules": total, "wh": total / 3600, "cost": total / 3.6e6 * price_per_kwh if price_per_kwh else None, "price_per_kwh": price_per_kwh}
+
+
 class Phases:
     """Named phases of a run; `record` is the JSON that results carry."""
 
@@ -64,13 +97,14 @@ class Phases:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         apart = _reset()
-        started = clock()
+        before, started = joules(), clock()
         yield
-        wall = clock() - started
+        wall, after = clock() - started, joules()
         allocated, reserved = device_gib()
         self.record[name] = {
             "wall_s": wall, "peak_allocated_gib": allocated, "peak_reserved_gib": reserved,
             "peak_process_gib": resident_gib(peak=True), "process_peak_is_apart": apart,
+            "energy_j": after - before if after is not None and before is not None else None,
         }  # fmt: skip
 
     def peak_gib(self, name: str) -> float | None:

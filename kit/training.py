@@ -1,28 +1,37 @@
-"""A configuration and its data -> a trained adapter, through Unsloth and TRL's SFTTrainer."""
+"""A configuration and its data -> a trained run: gated, resumable, and honest about how it ended."""
 
 from __future__ import annotations
 
-import random
 import shutil
-from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kit import dataset, runs
+from kit import dataset, gates, runs
 from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.errors import UserError
 from kit.files import read_json, write_json
-from kit.model import attach, load_base, prepare_data
-from kit.progress import TrainingProgress
-from kit.prompts import IGNORE, Example, Renderer
-from kit.resources import Phases
+from kit.generation import likelihoods
+from kit.model import attach, free_memory, import_unsloth, load_base, prepare_data, saved_folder
+from kit.preflight import check
+from kit.progress import Stopped, TrainingProgress
+from kit.prompts import Example, Renderer
+from kit.resources import Phases, energy
+from kit.trainer import make_trainer
 
-# Batches whose rows are sorted by length together: wide enough to save padding, narrow enough to keep the batches random.
-GROUP = 50
+Record = dict[str, Any]
 
 
-def train(config: RunConfig) -> dict[str, Any]:
+class OutOfMemory(Exception):
+    """Training ran out of memory in `phase`; `fits` is the largest micro-batch that went through, or None."""
+
+    def __init__(self, phase: str, peak_gib: float | None, fits: int | None) -> None:
+        super().__init__(f"out of memory in phase {phase}")
+        self.phase, self.peak_gib, self.fits = phase, peak_gib, fits
+
+
+def train(config: RunConfig) -> Record:
     """The run's train.json; trains what is missing, from the last complete checkpoint, and does nothing when the run is done."""
     if config.method == BASE:
         raise UserError("base is the untuned model: it is evaluated, not trained")
@@ -33,51 +42,183 @@ def train(config: RunConfig) -> dict[str, Any]:
         say(f"{folder} is trained already")
         return dict(record)
     try:
-        record = _run(config, folder)
+        record = _method(config, folder)
     except BaseException as error:
-        _record_failure(folder, error)
+        _record_failure(config, folder, error)
         raise
     write_json(result, record)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return record
 
 
-def _record_failure(folder: Path, error: BaseException) -> None:
+def _method(config: RunConfig, folder: Path) -> Record:
+    if config.method == "combined":
+        from kit.hybrid import combine
+
+        return combine(config, folder)
+    if config.method == "hybrid":
+        from kit.hybrid import sequential
+
+        return sequential(config, folder)
+    return run(config, folder)
+
+
+def run(config: RunConfig, folder: Path, *, skip: int = 0, start: Path | None = None) -> Record:
+    """Trains once; out of memory with auto_batch: again with the largest micro-batch that fits, at the same effective batch.
+
+    `skip` rows were trained on by an earlier part, whose adapter in `start` is gone on from.
+    """
+    while True:
+        try:
+            return _once(config, folder, skip=skip, start=start)
+        except OutOfMemory as error:
+            if not config.auto_batch or error.fits is None:
+                raise
+            accumulation = config.micro_batch * config.accumulation // error.fits
+            say(f"out of memory: going on with micro-batch {error.fits} and accumulation {accumulation}, the same effective batch")
+            config = replace(config, micro_batch=error.fits, accumulation=accumulation)
+        # Outside the handler: the exception's frames hold the model.
+        free_memory()
+
+
+def _record_failure(config: RunConfig, folder: Path, error: BaseException) -> None:
     """Leaves a train.json that says how the run ended; the same command tries again."""
     name = type(error).__name__
-    memory = name in ("OutOfMemoryError", "MemoryError")
-    status = "oom" if memory else "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
-    write_json(folder / "train.json", {"schema": runs.SCHEMA, "status": status, "reason": f"{name}: {str(error).splitlines()[0] if str(error) else ''}"})
-    if memory:
-        raise UserError("out of memory while training; lower --micro-batch (and raise --accumulation to keep the effective batch) or --max-length") from None
+    status = "oom" if isinstance(error, OutOfMemory) else "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
+    record: Record = {"schema": runs.SCHEMA, "status": status, "reason": f"{name}: {str(error).splitlines()[0] if str(error) else ''}"}
+    if not isinstance(error, OutOfMemory):
+        write_json(folder / "train.json", record)
+        return
+    record["reason"] = f"out of memory in phase {error.phase}" + (f"; micro-batch {error.fits} would have fitted" if error.fits else "")
+    write_json(folder / "train.json", record | {"phase": error.phase, "peak_memory_gib": error.peak_gib, "largest_micro_batch": error.fits})
+    if error.fits is None:
+        raise UserError(f"out of memory while training ({error.phase}); lower --micro-batch, --max-length or --rank, or choose a 4-bit method") from None
+    accumulation = config.micro_batch * config.accumulation // error.fits
+    fits = f"--micro-batch {error.fits} --accumulation {accumulation}"
+    raise UserError(f"out of memory while training ({error.phase}); this fits at the same effective batch: {fits}, or let --auto-batch find it") from None
 
 
-def _run(config: RunConfig, folder: Path) -> dict[str, Any]:
+def is_memory_error(error: BaseException) -> bool:
+    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)
+
+
+@dataclass
+class Loaded:
+    """A model ready to train, and what it trains on."""
+
+    config: RunConfig
+    model: Any
+    renderer: Renderer
+    rows: list[dict[str, Any]]
+    examples: list[Example]
+    precision: Any
+
+
+def _load(config: RunConfig, start: Path | None) -> Loaded:
+    rows = dataset.rows(config, "train")
+    model, tokenizer, chosen = load_base(config, training=True)
+    model = attach(model, config)
+    if start:
+        from kit.hybrid import widen
+
+        widen(model, start)
+    renderer = Renderer(tokenizer, config.format, config.max_length)
+    return Loaded(config, model, renderer, rows, renderer.examples(rows), chosen)
+
+
+def _once(config: RunConfig, folder: Path, *, skip: int, start: Path | None) -> Record:
     phases = Phases()
+    import_unsloth()
+    predicted = check(config)
     with phases("load"):
-        rows = dataset.rows(config, "train")
-        model, tokenizer, chosen = load_base(config)
-        model = attach(model, config)
-        examples = Renderer(tokenizer, config.format, config.max_length).examples(rows)
-    trainer = make_trainer(config, model, tokenizer, examples, folder)
-    counts = {"trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad), "total_params": model_size(model)}
+        try:
+            loaded = _load(config, start)
+        except Exception as error:
+            if is_memory_error(error):
+                raise OutOfMemory("load", None, None) from None
+            raise
+    model = loaded.model
+    trainer = make_trainer(config, model, loaded.renderer.tokenizer, loaded.examples, folder, precision=loaded.precision.name, skip=skip)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    counts = {"trainable_params": sum(p.numel() for p in trainable), "total_params": model_size(model)}
+    before = gates.fingerprint(model)
+    progress, outcome = _steps(config, trainer, folder, phases)
+    with phases("save"):
+        save(config, model, loaded.renderer.tokenizer, folder, loaded.precision.name)
+    checks = gates.supervision(loaded.renderer, loaded.rows, loaded.examples)
+    checks |= gates.training(model, before=before, fed=progress.fed, log=progress.rows, peak_rate=config.learning_rate)
+    gates.write_probe(model, loaded.examples, loaded.renderer.tokenizer.pad_token_id, folder)
+    used = energy(phases, ("warmup", "steps"), config.price_per_kwh)
+    return {
+        "schema": runs.SCHEMA, "status": "done", "phases": phases.record, "train_wall_s": progress.wall_s,
+        "peak_memory_gib": progress.peak_gib, "predicted_memory_gib": predicted, "steps": outcome.global_step, "epochs": trainer.state.epoch,
+        **progress.totals(), **counts, "adapter_mib": folder_mib(saved_folder(config) if folder == config.run_dir else folder / "adapter"),
+        "final_loss": progress.final_loss, "valid_perplexity": _validate(config, loaded, phases), "micro_batch": config.micro_batch,
+        "accumulation": config.accumulation, "optimizer_state_mib": optimizer_mib(trainer.optimizer), "energy": used,
+        "precision": loaded.precision._asdict(), "gates": gates.record(checks), "provenance": runs.provenance(config, dataset.manifest_hash(config)),
+    }  # fmt: skip
+
+
+def _steps(config: RunConfig, trainer: Any, folder: Path, phases: Phases) -> tuple[TrainingProgress, Any]:
+    """The optimiser steps, from the last complete checkpoint."""
     checkpoint = last_checkpoint(folder / "checkpoints")
     if checkpoint:
         say(f"going on from {checkpoint.name}")
     progress = add_progress(trainer, folder / "log.jsonl", phases, step_of(checkpoint))
     try:
-        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with progress.stoppable():
+            outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except Exception as error:
+        if not is_memory_error(error):
+            raise
+        phase = "steps" if progress.rows else "warmup"
+        error.__traceback__ = None  # its frames hold the batch that did not fit
+        free_memory()
+        raise OutOfMemory(phase, progress.memory_gib(), largest_that_fits(trainer, config)) from None
     finally:
         progress.close()
-    with phases("save"):
-        save_adapter(model, tokenizer, folder)
-    size = sum(f.stat().st_size for f in (folder / "adapter").glob("adapter_model*"))
-    return {
-        "schema": runs.SCHEMA, "status": "done", "phases": phases.record, "train_wall_s": progress.wall_s,
-        "peak_memory_gib": progress.peak_gib, "steps": outcome.global_step, "epochs": trainer.state.epoch, **progress.totals(),
-        **counts, "adapter_mib": size / 2**20, "final_loss": progress.final_loss, "precision": chosen._asdict(),
-        "provenance": runs.provenance(config, dataset.manifest_hash(config)),
-    }  # fmt: skip
+    if progress.stopped:
+        raise Stopped(f"stopped at step {outcome.global_step}, saved as checkpoint-{outcome.global_step}; the same command goes on there")
+    return progress, outcome
+
+
+def largest_that_fits(trainer: Any, config: RunConfig) -> int | None:
+    """The largest smaller micro-batch, of those that divide the effective batch, whose forward and backward go through on the longest rows."""
+    longest = sorted(range(len(trainer.order)), key=trainer.order.lengths.__getitem__, reverse=True)
+    effective = config.micro_batch * config.accumulation
+    for size in (n for n in range(config.micro_batch - 1, 0, -1) if effective % n == 0):
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in longest[:size]])
+        try:
+            trainer.training_step(trainer.model, trainer._prepare_inputs(batch))
+        except Exception as error:
+            if not is_memory_error(error):
+                raise
+        else:
+            return size
+        finally:
+            trainer.model.zero_grad(set_to_none=True)
+            free_memory()
+    return None
+
+
+def _validate(config: RunConfig, loaded: Loaded, phases: Phases) -> float | None:
+    """Perplexity of the validation rows' replies, or None without such rows: what choices are made on, so that test is opened once."""
+    if not config.valid_per_source:
+        return None
+    with phases("validation"):
+        import_unsloth().FastModel.for_inference(loaded.model)
+        exams = loaded.renderer.exams(dataset.rows(config, "valid"))
+        return perplexity(loaded.model, exams, loaded.renderer.tokenizer.pad_token_id)
+
+
+def perplexity(model: Any, exams: list[Any], pad: int, size: int = 32) -> float | None:
+    """Token-weighted perplexity of the reference replies; None when it is not finite."""
+    import math
+
+    ordered = sorted(exams, key=lambda e: -len(e.prompt_ids) - len(e.reference_ids))
+    total = sum(sum(likelihoods(model, ordered[i : i + size], pad)) for i in range(0, len(ordered), size))
+    nats = total / sum(len(e.reference_ids) for e in exams)
+    return math.exp(nats) if math.isfinite(nats) and nats < 700 else None
 
 
 def model_size(model: Any) -> int:
@@ -85,14 +226,29 @@ def model_size(model: Any) -> int:
     return sum(p.quant_state.shape.numel() if getattr(p, "quant_state", None) is not None else p.numel() for p in model.parameters())
 
 
-def save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
-    """PEFT's format with the tokenizer beside it; the folder appears only when complete."""
-    beside = folder / ".adapter"
+def optimizer_mib(optimizer: Any) -> float:
+    """MiB of all tensors in the optimiser's state."""
+    states = [t for state in optimizer.state.values() for t in state.values() if hasattr(t, "element_size")]
+    return float(sum(t.numel() * t.element_size() for t in states) / 2**20)
+
+
+def folder_mib(folder: Path) -> float:
+    return float(sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 2**20)
+
+
+def save(config: RunConfig, model: Any, tokenizer: Any, folder: Path, precision: str) -> None:
+    """The adapter in PEFT's format, or the whole model in the computing precision, with the tokenizer; appears only when complete."""
+    target = folder / saved_folder(config).name
+    beside = folder / f".{target.name}"
     shutil.rmtree(beside, ignore_errors=True)
+    if config.technique.full:
+        import torch
+
+        model.to(getattr(torch, precision))
     model.save_pretrained(str(beside))
     tokenizer.save_pretrained(str(beside))
-    shutil.rmtree(folder / "adapter", ignore_errors=True)
-    beside.rename(folder / "adapter")
+    shutil.rmtree(target, ignore_errors=True)
+    beside.rename(target)
 
 
 def add_progress(trainer: Any, log: Path, phases: Phases, step: int) -> TrainingProgress:
@@ -111,85 +267,31 @@ def step_of(checkpoint: Path | None) -> int:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end (the trainer writes trainer_state.json last)."""
-    complete = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").exists()]
-    return max(complete, key=step_of, default=None)
+    """The newest checkpoint that was written to its end (the trainer writes trainer_state.json last) and can be read; damaged ones are named."""
+    complete = sorted((p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").exists()), key=step_of, reverse=True)
+    for checkpoint in complete:
+        if (damage := damaged(checkpoint)) is None:
+            return checkpoint
+        say(f"{checkpoint} is damaged ({damage}); trying the one before it")
+        shutil.rmtree(checkpoint)
+    return None
 
 
-def make_trainer(config: RunConfig, model: Any, tokenizer: Any, examples: list[Example], folder: Path) -> Any:
-    """An SFTTrainer over examples whose tokens and labels are made already, the same rows in the same order for every method."""
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+def damaged(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    import json
 
-    # TRL casts a 4-bit model's adapter to bfloat16; every method trains a float32 adapter here, from the same initial values.
-    adapter = {n: p.detach().clone().float() for n, p in model.named_parameters() if p.requires_grad}
-    trainer = type("Trainer", (Counting, SFTTrainer), {})(
-        model=model, processing_class=tokenizer, args=SFTConfig(**arguments(config, folder)),
-        train_dataset=Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples]),
-        data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
-    )  # fmt: skip
-    trainer.order = Order([len(e.input_ids) for e in examples], config.micro_batch * config.accumulation, config.seed)
-    for name, parameter in model.named_parameters():
-        if name in adapter:
-            parameter.data = adapter[name]
-    return trainer
+    import torch
+    from safetensors import safe_open
 
-
-class Order:
-    """A sampler: batches of rows of like length, the longest batch first, in an order that depends on seed and epoch alone.
-
-    transformers' own grouping falls from long to short rows over and over, which the loss follows; here the batches are shuffled.
-    """
-
-    def __init__(self, lengths: list[int], effective_batch: int, seed: int) -> None:
-        self.lengths, self.effective_batch, self.seed, self.epoch = lengths, effective_batch, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        rng = random.Random(f"{self.seed} {self.epoch}")
-        rows, size = list(range(len(self.lengths))), self.effective_batch
-        rng.shuffle(rows)
-        full = len(rows) - len(rows) % size
-        pools = [sorted(rows[i : min(i + GROUP * size, full)], key=self.lengths.__getitem__) for i in range(0, full, GROUP * size)]
-        batches = [pool[i : i + size] for pool in pools for i in range(0, len(pool), size)]
-        rng.shuffle(batches)
-        # Memory runs out at the first step or never (sort is stable: the others stay shuffled).
-        batches.sort(key=lambda batch: self.lengths[batch[-1]] < max(self.lengths))
-        return iter([row for batch in [*batches, rows[full:]] for row in batch])
-
-
-class Counting:
-    """Mixed into the trainer: the kit's row order, and a count of the tokens that were trained on."""
-
-    order: Order
-    seen = (0, 0)
-
-    def _get_train_sampler(self, *_: Any) -> Order:
-        return self.order
-
-    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        labels, mask = inputs["labels"], inputs.get("attention_mask")
-        total, supervised = self.seen
-        self.seen = (total + int(labels.numel() if mask is None else mask.sum()), supervised + int((labels != IGNORE).sum()))
-        self.state.seen = self.seen  # type: ignore[attr-defined]
-        return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
-
-
-def arguments(config: RunConfig, folder: Path) -> dict[str, Any]:
-    """The keyword arguments of TRL's SFTConfig."""
-    return {
-        "output_dir": str(folder / "checkpoints"), "seed": config.seed, "data_seed": config.seed,
-        "num_train_epochs": config.epochs, "max_steps": config.max_steps or -1,
-        "per_device_train_batch_size": config.micro_batch, "gradient_accumulation_steps": config.accumulation,
-        "learning_rate": config.learning_rate, "lr_scheduler_type": config.schedule, "warmup_steps": config.warmup_ratio,
-        "weight_decay": config.weight_decay, "max_grad_norm": config.max_grad_norm, "optim": config.optimizer,
-        "gradient_checkpointing": config.gradient_checkpointing, "save_strategy": "steps", "save_steps": config.save_steps,
-        "save_total_limit": 2, "logging_steps": 1, "report_to": "none", "disable_tqdm": True, "max_length": None,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-    }  # fmt: skip
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            if path.suffix == ".safetensors":
+                safe_open(path, "pt")
+            elif path.suffix in (".pt", ".pth") and not path.name.startswith("rng_state"):
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            elif path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+        except Exception as error:
+            return f"{path.name}: {type(error).__name__}"
+    return None

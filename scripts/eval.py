@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from kit.cli import announce, parser, run
+from kit.cli import announce, each_seed, parser, run
 from kit.config import BASE, RunConfig, resolve
 from kit.errors import UserError
 
@@ -27,7 +28,10 @@ def run_flags(path: Path, flags: dict[str, object]) -> dict[str, object]:
 def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("run", nargs="?", help="folder of the run (default: the one that --name, --method and --seed mean)")
+    options.add_argument("--seeds", metavar="N,N", help="run once for each of these seeds")
     flags = options.parse()
+    if seeds := flags.pop("seeds", None):
+        each_seed(seeds, sys.argv[1:])
     path = flags.pop("run", None)
     if path is not None:
         flags = run_flags(Path(path), flags)

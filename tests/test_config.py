@@ -10,6 +10,7 @@ from conftest import config
 from kit import config as kit_config
 from kit.config import DATA_FIELDS, TRAINING_FIELDS, RunConfig, fields, load_recipe, recipes, resolve
 from kit.errors import UserError, unknown
+from kit.files import write_json
 from kit.methods import METHODS
 
 
@@ -42,6 +43,49 @@ def test_method_block_stands_between_recipe_and_flags(monkeypatch: pytest.Monkey
     assert config("--method", "lora").rank == 16
     assert config("--method", "dora").rank == 5
     assert config("--method", "dora", "--rank", "7").rank == 7
+
+
+def test_a_methods_own_settings_stand_before_the_recipes_block() -> None:
+    assert resolve({"recipe": "t4", "method": "highrank"}).rank == 128
+    assert config("--method", "highrank").rank == 48
+    assert config("--method", "highrank", "--rank", "16").rank == 16
+
+
+PUBLISHED = ("t4-lora-dora", "a100-qlora-lora", "qlora-galore", "h100-qlora-highrank", "gptneo-t4")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_set_up_says_what_it_left_unstated(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe["unstated"]
+    assert {p["method"] for p in recipe["published"]} <= METHODS.keys()
+    assert all({"method", "bleu4", "rouge_l", "memory_gb", "time_s"} == p.keys() for p in recipe["published"])
+
+
+def test_scaling_down_keeps_the_method_set_up() -> None:
+    flags = {"recipe": "h100-qlora-highrank", "scale_down": True}
+    qlora, high = (resolve(flags | {"method": m}) for m in ("qlora", "highrank"))
+    assert (qlora.model, qlora.max_length, qlora.format, qlora.name) == ("builtin", 256, "alpaca", "h100-qlora-highrank-scaled")
+    assert qlora.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
+    # alpha / rank is the scale of the update: 16 / 64 and 32 / 128.
+    assert (qlora.rank, qlora.alpha, high.rank, high.alpha) == (48, 12, 48, 12)
+    assert resolve({"recipe": "gptneo-t4", "scale_down": True}).model == "builtin-gptneo"
+    assert resolve(flags | {"rank": 8}).rank == 8
+
+
+def test_the_tuned_rate_comes_from_the_sweep(tmp_path) -> None:
+    flags = ("--method", "lora", "--tuned", "--runs-dir", str(tmp_path))
+    with pytest.raises(UserError, match=r"--tuned needs .*lora.json; make it with: python scripts/sweep.py --method lora"):
+        config(*flags)
+    write_json(tmp_path / "tiny" / "sweep" / "lora.json", {"best": 5e-4})
+    assert config(*flags).learning_rate == 5e-4
+    assert config(*flags, "--learning-rate", "1e-3").learning_rate == 1e-3
+
+
+def test_what_cannot_train_whole_weights_is_refused_together() -> None:
+    with pytest.raises(UserError) as error:
+        config("--method", "full", "--precision", "float16", "--dropout", "0.1")
+    assert len(error.value.problems) == 2
 
 
 def test_own_sources_drop_the_recipes_row_counts() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,6 +59,7 @@ def test_nothing_asked_the_network(folder: Path) -> None:
 
 def test_tuning_shows_a_real_gain(folder: Path) -> None:
     base, tuned = (read_json(run(folder, name) / "eval.json")["all"] for name in ("base", "qlora-s0"))
+    assert [g for name in ("train", "eval") for g in read_json(run(folder) / f"{name}.json")["gates"].values() if not g["passed"]] == []
     for metric in ("bleu4", "rouge_l"):
         assert base[metric]["value"] > 0
         assert tuned[metric]["low"] > base[metric]["high"]
@@ -68,7 +70,7 @@ def test_training_is_recorded(folder: Path) -> None:
     record = read_json(run(folder) / "train.json")
     assert record["status"] == "done"
     assert record["steps"] == 60
-    assert set(record["phases"]) == {"load", "warmup", "steps", "save"}
+    assert set(record["phases"]) == {"load", "warmup", "steps", "save", "validation"}
     log = list(read_jsonl(run(folder) / "log.jsonl"))
     assert [r["step"] for r in log] == list(range(1, 61))
     assert sum(r["loss"] for r in log[-10:]) < 0.7 * sum(r["loss"] for r in log[:10])
@@ -162,23 +164,35 @@ def test_plain_transformers_and_peft_give_the_same_replies(folder: Path) -> None
     assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
-def test_a_killed_training_goes_on_from_its_checkpoint(folder: Path, tmp_path: Path) -> None:
-    flags = [*SMALL, *places(tmp_path), "--data-dir", str(folder / "data"), "--method", "qlora", "--save-steps", "10"]
-    command = [sys.executable, str(ROOT / "scripts/train.py"), *flags]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    state = run(tmp_path) / "checkpoints" / "checkpoint-20" / "trainer_state.json"
+def until(process: subprocess.Popen[bytes], state: Path) -> None:
     deadline = time.monotonic() + 120
     while not state.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
+
+
+def test_a_stopped_and_then_killed_training_ends_where_an_undisturbed_one_does(folder: Path, tmp_path: Path) -> None:
+    """Ctrl-C, then SIGKILL, then the same command once more: the adapter is the undisturbed run's, bit for bit."""
+    flags = [*SMALL, *places(tmp_path), "--data-dir", str(folder / "data"), "--method", "qlora", "--save-steps", "10"]
+    command = [sys.executable, str(ROOT / "scripts/train.py"), *flags]
+    checkpoints = run(tmp_path) / "checkpoints"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    until(process, checkpoints / "checkpoint-10" / "trainer_state.json")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert re.search(r"stopped at step \d+, saved as checkpoint-\d+; the same command goes on there", said)
+    assert read_json(run(tmp_path) / "train.json")["status"] == "cancelled"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(process, checkpoints / "checkpoint-30" / "trainer_state.json")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert state.exists()
-    assert not (run(tmp_path) / "train.json").exists()
+    assert (checkpoints / "checkpoint-30").exists()
     done = script("train", *flags)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "going on from checkpoint-" in done.stdout
     resumed, whole = ([r["loss"] for r in read_jsonl(run(f) / "log.jsonl")] for f in (tmp_path, folder))
-    assert resumed == pytest.approx(whole, rel=1e-4)
+    assert resumed == whole
+    assert sha256(run(tmp_path) / "adapter" / "adapter_model.safetensors") == sha256(run(folder) / "adapter" / "adapter_model.safetensors")
     for key in ("steps", "tokens_total", "tokens_supervised"):
         assert read_json(run(tmp_path) / "train.json")[key] == read_json(run(folder) / "train.json")[key]
 

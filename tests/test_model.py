@@ -65,12 +65,12 @@ def test_likelihoods_equal_the_models_own_loss(loaded: tuple[Any, Renderer, list
     assert likelihoods(model, exams, 0) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
-def test_methods_train_and_gain(tiny: Make, method: str) -> None:
+def test_training_more_gains_more(tiny: Make) -> None:
     flags = ("--limit-train", "480", "--limit-test", "96")
-    record = train(tiny("--method", method, *flags))
-    assert record["trainable_params"] == {"lora": 322_560, "dora": 322_560 + 6 * (192 + 48 + 48 + 192 + 512 + 512 + 192)}[method]
-    base, tuned = (evaluate(tiny("--method", m, *flags))["all"] for m in ("base", method))
+    base, tuned = (
+        evaluate(tiny("--method", "base", *flags))["all"],
+        train(tiny("--method", "dora", *flags)) and evaluate(tiny("--method", "dora", *flags))["all"],
+    )
     assert tuned["rouge_l"]["low"] > base["rouge_l"]["high"]
     assert tuned["perplexity"]["high"] < base["perplexity"]["low"]
 

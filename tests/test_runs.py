@@ -14,10 +14,11 @@ from conftest import ROOT
 
 from kit import files, runs
 from kit.config import RunConfig
-from kit.device import choose_precision, choose_recipe
+from kit.device import Gpu, choose_precision, choose_recipe
 from kit.errors import UserError
-from kit.resources import Phases
-from kit.training import Order, last_checkpoint
+from kit.resources import Phases, energy
+from kit.trainer import Order
+from kit.training import last_checkpoint
 
 Make = Callable[..., RunConfig]
 
@@ -91,6 +92,29 @@ def test_the_peak_of_one_phase_does_not_leak_into_the_next() -> None:
     if not small["process_peak_is_apart"]:
         pytest.skip("this kernel does not let a process reset its peak memory (/proc/self/clear_refs)")
     assert float(large["peak_process_gib"] or 0) - float(small["peak_process_gib"] or 0) > 0.25
+
+
+@pytest.mark.parametrize(
+    ("capability", "family", "whole", "expected"),
+    [((8, 0), "gemma3_text", False, "bfloat16"), ((8, 0), "gemma3_text", True, "bfloat16"), ((7, 5), "gemma3_text", False, "float16"),
+     ((7, 5), "gpt_neo", False, "float16"), ((7, 5), "gemma3_text", True, "float32")],
+)  # fmt: skip
+def test_precision_follows_the_compute_capability(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], family: str, whole: bool, expected: str
+) -> None:
+    monkeypatch.setattr("kit.device.cuda_gpu", lambda: (Gpu("a GPU", capability), ""))
+    chosen = choose_precision(family, whole=whole)
+    assert chosen.name == expected
+    assert "a GPU" in chosen.reason
+
+
+def test_energy_is_summed_over_phases_and_priced() -> None:
+    phases = Phases()
+    phases.record = {"warmup": {"energy_j": 3.0e5}, "steps": {"energy_j": 3.3e6}, "load": {"energy_j": 1.0e9}}
+    assert energy(phases, ("warmup", "steps"), 0.30) == {"joules": 3.6e6, "wh": 1000.0, "cost": 0.30, "price_per_kwh": 0.30}
+    assert energy(phases, ("warmup", "steps"), None) == {"joules": 3.6e6, "wh": 1000.0, "cost": None, "price_per_kwh": None}
+    phases.record["steps"]["energy_j"] = None
+    assert energy(phases, ("warmup", "steps"), 0.30) is None
 
 
 def test_without_a_gpu_the_choices_say_why() -> None:

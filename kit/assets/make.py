@@ -101,8 +101,8 @@ def blocks(tokenizer: Any, n: int) -> Any:
     return torch.stack([torch.tensor(ids[i * CONTEXT : (i + 1) * CONTEXT + 1]) for i in range(count)])
 
 
-def make_model(tokenizer: Any, folder: Path, *, texts: int = 100000, batch: int = 32, peak: float = 2e-3) -> None:
-    """Pretrains one epoch with AdamW and a cosine schedule, then saves bfloat16 safetensors."""
+def make_model(tokenizer: Any, folder: Path, *, texts: int = 100000) -> None:
+    """The Gemma-3-architecture model, pretrained on documents and chats."""
     import torch
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
@@ -124,7 +124,14 @@ def make_model(tokenizer: Any, folder: Path, *, texts: int = 100000, batch: int 
         attn_implementation="sdpa",
     )
     model = Gemma3ForCausalLM(config)
-    data = blocks(tokenizer, texts)
+    model.generation_config.eos_token_id = [1, 5]
+    pretrain(model, blocks(tokenizer, texts), folder)
+
+
+def pretrain(model: Any, data: Any, folder: Path, *, batch: int = 32, peak: float = 2e-3) -> None:
+    """One epoch over int64 [blocks, CONTEXT + 1] with AdamW and a cosine schedule; saves bfloat16 safetensors."""
+    import torch
+
     data = data[torch.randperm(len(data))]
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.1)
     steps = len(data) // batch
@@ -140,15 +147,37 @@ def make_model(tokenizer: Any, folder: Path, *, texts: int = 100000, batch: int 
         optimizer.zero_grad()
         if step % 50 == 0 or step == steps - 1:
             console.print(f"step {step}/{steps}  loss {loss.item():.3f}  {time.perf_counter() - started:.0f} s")
-    model.generation_config.eos_token_id = [1, 5]
     model.generation_config.do_sample = False
     model.to(torch.bfloat16).save_pretrained(folder)
+
+
+def make_gptneo(folder: Path, *, texts: int = 24000) -> None:
+    """A GPT-Neo-architecture model and its GPT-2-like tokenizer: bos = eos, no pad token, no chat template; pretrained on plain documents."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
+
+    documents = corpus(texts)
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    end, alphabet = "<|endoftext|>", pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(documents[:8000], trainers.BpeTrainer(vocab_size=1024, special_tokens=[end], initial_alphabet=alphabet, show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token=end, eos_token=end, unk_token=end, model_max_length=2048)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(SEED)
+    config = GPTNeoConfig(
+        vocab_size=len(tokenizer), hidden_size=128, num_layers=4, num_heads=4, attention_types=[[["global", "local"], 2]], window_size=128,
+        max_position_embeddings=1024, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    ids = [i for text in tokenizer(documents)["input_ids"] for i in [*text, 0]]
+    pretrain(GPTNeoForCausalLM(config), torch.tensor(ids[: len(ids) // (CONTEXT + 1) * (CONTEXT + 1)]).view(-1, CONTEXT + 1), folder)
 
 
 def main() -> None:
     write_data(HERE / "data")
     tokenizer = make_tokenizer(HERE / "model")
     make_model(tokenizer, HERE / "model")
+    make_gptneo(HERE / "gptneo")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 from kit.config import BASE, RunConfig
 from kit.errors import UserError
 from kit.files import read_json, read_jsonl
+from kit.gates import failed
 from kit.methods import METHODS
 from kit.runs import load_config
 
@@ -52,7 +53,8 @@ def collect(runs: Path) -> list[Row]:
 
 def _row(folder: Path) -> Row:
     method, _, seed = folder.name.partition("-s")
-    row: Row = {"method": method, "seed": None if method == BASE or not seed.isdigit() else int(seed), "run": str(folder), "reason": None}
+    number = None if method == BASE or not seed.isdigit() else int(seed)
+    row: Row = {"method": method, "seed": number, "run": str(folder), "reason": None, "ranked": False, "gates": {}}
     row |= dict.fromkeys([*SCORES, "per_source", "generation", *list(COLUMNS)[4:]])
     row["label"] = METHODS[method].title if method in METHODS else method
     try:
@@ -65,6 +67,10 @@ def _row(folder: Path) -> Row:
         row["provenance"] = trained.get("provenance") or scored.get("provenance")
         row["precision"] = scored.get("precision") or trained.get("precision")
         row["status"], row["reason"] = _status(config, trained, scored)
+        row["gates"] = trained.get("gates", {}) | scored.get("gates", {})
+        row["ranked"] = row["status"] == "done" and not failed(row["gates"])
+        if row["status"] == "done" and not row["ranked"]:
+            row["reason"] = f"not ranked; {'; '.join(failed(row['gates']))}"
     except (UserError, TypeError, AttributeError) as error:
         row["status"], row["reason"] = "damaged", str(error).splitlines()[0]
     return row

@@ -91,6 +91,25 @@ def training_table(config: RunConfig, record: dict[str, Any]) -> None:
         number(record["peak_memory_gib"], 2, " GiB"), f"{record['trainable_params']:,}", number(record["adapter_mib"], 1, " MiB"),
     )  # fmt: skip
     console.print(table)
+    gate_lines(record["gates"])
+
+
+def gate_lines(checks: dict[str, Any]) -> None:
+    """One line for each gate; a mark and a word, so that colour is not needed."""
+    for name, gate in checks.items():
+        word, style = {True: ("✓ passed", "green"), False: ("✗ FAILED", "bold red"), None: ("– not judged", "dim")}[gate["passed"]]
+        console.print(Text(f"{word:<13}", style=style) + Text(f"{name.replace('_', ' ')}: {gate['detail']}", style=""), soft_wrap=True)
+
+
+def sweep_table(found: dict[str, Any], config: RunConfig) -> None:
+    """Validation perplexity by learning rate, the best one marked."""
+    table = _table(f"Learning rates of {config.method} on {found['budget']['rows']:,} rows", ["learning rate", "perplexity", "time", ""])
+    for point in found["curve"]:
+        mark = "best" if point["learning_rate"] == found["best"] else ""
+        perplexity = number(point["valid_perplexity"], 3) if point["valid_perplexity"] is not None else "diverged"
+        table.add_row(f"{point['learning_rate']:g}", perplexity, duration(point["train_wall_s"]), mark)
+    console.print(table)
+    console.print(f"use it with: --tuned, or --learning-rate {found['best']:g}", markup=False)
 
 
 def evaluation_table(config: RunConfig, record: dict[str, Any]) -> None:
@@ -101,6 +120,7 @@ def evaluation_table(config: RunConfig, record: dict[str, Any]) -> None:
     console.print(table)
     made = record["generation"]
     console.print(f"{made['empty']} empty and {made['unfinished']} unfinished replies, {made['mean_reply_tokens']:.1f} tokens each", markup=False)
+    gate_lines(record["gates"])
 
 
 def comparison_table(rows: Sequence[dict[str, Any]], title: str) -> None:

@@ -39,12 +39,13 @@ def build(config: RunConfig) -> tuple[list[Row], list[str]]:
 
 def public(row: Row) -> Row:
     """What summary.json holds of a row."""
-    return {k: row.get(k) for k in ("method", "seed", "status", "reason", *SCORES, *COSTS, "per_source", "generation", "precision", "provenance", "run")}
+    keys = ("method", "seed", "status", "reason", "ranked", "gates", *SCORES, *COSTS, "per_source", "generation", "precision", "provenance", "run")
+    return {k: row.get(k) for k in keys}
 
 
 def warnings(rows: Sequence[Row]) -> list[str]:
     """What a reader must know before comparing the rows."""
-    notes = [f"{cell('label', r, None)}: {r['reason']}" for r in rows if r["status"] != "done"]
+    notes = [f"{cell('label', r, None)}: {r['reason']}" for r in rows if r["reason"]]
     hashes = {r["provenance"]["data"] for r in rows if r.get("provenance")}
     if len(hashes) > 1:
         notes.append("the runs were made on different data; their scores cannot be compared")

@@ -1,0 +1,136 @@
+"""Did it train? Checks before and after every run; a failed one keeps the run off the ranking, with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kit.files import read_json, write_json
+from kit.generation import token_log_probs
+from kit.prompts import IGNORE, Exam, Example, Renderer
+
+# Largest mean difference in nats a token between two ways of computing the same log-probability; 2^-8 and 2^-11 are the 16-bit types' rounding.
+BOUNDS = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.08}
+LOOKED_AT, PROBED, SHORTEST = 256, 4, 16
+
+
+class Gate(NamedTuple):
+    """passed is None where the run is too short to judge."""
+
+    passed: bool | None
+    detail: str
+
+
+def record(checks: Mapping[str, Gate]) -> dict[str, dict[str, Any]]:
+    return {name: gate._asdict() for name, gate in checks.items()}
+
+
+def failed(checks: Mapping[str, Any]) -> list[str]:
+    """`name: detail` of each recorded gate that did not pass."""
+    return [f"{name.replace('_', ' ')}: {gate['detail']}" for name, gate in checks.items() if gate["passed"] is False]
+
+
+def supervision(renderer: Renderer, rows: Sequence[dict[str, Any]], examples: Sequence[Example]) -> dict[str, Gate]:
+    """Decodes what carries a loss: it must be the assistant's words and the terminator after them, and nothing else."""
+    seen = list(zip(rows, examples, strict=True))[:LOOKED_AT]
+    wrong = [row["id"] for row, example in seen if not _is_assistants(renderer, row, example)]
+    cut = sum(e.fit == "reply_cut" for _, e in seen)
+    ended = sum(bool(s := spans(e)) and all(span[-1] == renderer.terminator for span in s) for _, e in seen)
+    detail = f"{len(seen) - len(wrong)} of {len(seen)} decoded rows" + (f"; not: {', '.join(wrong[:3])}" if wrong else "")
+    return {
+        "supervised_text": Gate(not wrong, f"only assistant text and terminators carry a loss in {detail}"),
+        "terminator": Gate(ended > 0 and ended >= len(seen) - cut, f"every reply's terminator carries a loss in {ended} of {len(seen)} rows ({cut} cut)"),
+    }
+
+
+def spans(example: Example) -> list[list[int]]:
+    """The runs of supervised tokens."""
+    out: list[list[int]] = []
+    previous = IGNORE
+    for label in example.labels:
+        if label != IGNORE:
+            out = [*out[:-1], [*out[-1], label]] if previous != IGNORE else [*out, [label]]
+        previous = label
+    return out
+
+
+def _is_assistants(renderer: Renderer, row: dict[str, Any], example: Example) -> bool:
+    replies = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
+    decode = renderer.tokenizer.decode
+    found = ["".join(decode(span).split()) for span in spans(example)]
+    wanted = ["".join((text + decode([renderer.terminator])).split()) for text in replies[: len(found)]]
+    if found and example.fit == "reply_cut":  # the last may end early, in the middle of a character too
+        found[-1], wanted[-1] = "", ""
+    return bool(found) and found == wanted
+
+
+def fingerprint(model: Any) -> dict[str, tuple[float, float]]:
+    """Two sums over each trainable tensor, enough to tell that it changed."""
+    return {n: (float(p.detach().double().sum()), float(p.detach().double().square().sum())) for n, p in model.named_parameters() if p.requires_grad}
+
+
+def training(
+    model: Any, *, before: Mapping[str, tuple[float, float]], fed: Mapping[str, bool], log: Sequence[Mapping[str, Any]], peak_rate: float
+) -> dict[str, Gate]:
+    """Gradients arrived, weights moved and stayed finite, the learning rate was what was asked for, and the loss fell."""
+    after = fingerprint(model)
+    moved = [n for n, now in after.items() if now != before[n]]
+    finite = all(math.isfinite(x) for pair in after.values() for x in pair)
+    starved = [n for n, got in fed.items() if not got]
+    rates = [r["learning_rate"] for r in log]
+    skipped = sum(r["grad_norm"] is None for r in log)
+    return {
+        "gradients": Gate(not starved if fed else None, f"{len(fed) - len(starved)} of {len(fed)} trainable tensors had a gradient"
+                          + (f"; not: {', '.join(starved[:3])}" if starved else "")),
+        "moved": Gate(len(moved) == len(after), f"{len(moved)} of {len(after)} trainable tensors changed"),
+        "learning_rate": Gate(0.5 * peak_rate <= max(rates) <= 1.001 * peak_rate if len(log) >= SHORTEST else None,
+                              f"peak {max(rates, default=0):.2e} of {peak_rate:.2e} asked for"),
+        "loss_fell": _fell(log),
+        "finite": Gate(finite, f"weights {'finite' if finite else 'hold NaN or Inf'}; {skipped} of {len(log)} gradient norms were not finite"),
+    }  # fmt: skip
+
+
+def _fell(log: Sequence[Mapping[str, Any]]) -> Gate:
+    """The loss a token of the last quarter of the steps against the first quarter's."""
+    if len(log) < SHORTEST:
+        return Gate(None, f"{len(log)} steps are too few to judge")
+    quarter = len(log) // 4
+    first, last = (sum(r["loss"] for r in part) / quarter for part in (log[:quarter], log[-quarter:]))
+    return Gate(last < first, f"mean loss {first:.3f} -> {last:.3f}")
+
+
+def probe(model: Any, rows: Sequence[tuple[list[int], list[int]]], pad: int) -> list[list[float]]:
+    """Log-probabilities of the rows' last spans given what precedes them."""
+    return token_log_probs(model, [Exam(prompt, reply, "whole") for prompt, reply in rows], pad)
+
+
+def write_probe(model: Any, examples: Sequence[Example], pad: int, folder: Path) -> None:
+    """What the trained model answers before it is saved, for the reloaded one to be held against."""
+    from kit.model import import_unsloth
+
+    import_unsloth().FastModel.for_inference(model)
+    rows = [(e.input_ids[: -len(s)], s) for e in examples[:PROBED] if (s := spans(e)[-1])]
+    write_json(folder / "probe.json", {"rows": rows, "log_probs": probe(model, rows, pad)})
+
+
+def reloaded(model: Any, folder: Path, pad: int, precision: str) -> dict[str, Gate]:
+    """The saved and reloaded model against the one that was trained, and one prompt at a time against a batch."""
+    path = folder / "probe.json"
+    if not path.exists():
+        return {}
+    stored = read_json(path)
+    rows = [(prompt, reply) for prompt, reply in stored["rows"]]
+    together = probe(model, rows, pad)
+    single = [probe(model, [row], pad)[0] for row in rows]
+    return {
+        "reloaded": _close(together, stored["log_probs"], precision, "saved and reloaded"),
+        "batched": _close(single, together, precision, "1 row and 4 rows"),
+    }
+
+
+def _close(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], precision: str, what: str) -> Gate:
+    differences = [abs(x - y) for left, right in zip(a, b, strict=True) for x, y in zip(left, right, strict=True)]
+    mean, bound = sum(differences) / len(differences), BOUNDS[precision]
+    return Gate(mean <= bound, f"{what} differ by {mean:.1e} nats a token on average, {max(differences):.1e} at most (bound {bound:g} in {precision})")

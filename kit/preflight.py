@@ -1,0 +1,133 @@
+"""Before anything is loaded: are the settings possible for this model, will it fit into memory, is there disk for it? By count, not by trial."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kit.config import RunConfig
+from kit.console import say
+from kit.device import cuda_gpu, total_memory
+from kit.errors import UserError
+from kit.hub import hub_errors, loadable
+from kit.model import check_targets, linear_layers, precision
+
+GIB = 2**30
+# NF4 with double quantisation: 4 bits, an 8-bit scale for each 64 values and a float32 for each 256 scales (Dettmers et al. 2023, section 3).
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+class Need(NamedTuple):
+    """Bytes. `certain` is weights, gradients and optimiser states; activations are an estimate."""
+
+    weights: float
+    trained: float
+    activations: float
+    disk: float
+
+    @property
+    def certain(self) -> float:
+        return self.weights + self.trained
+
+    @property
+    def peak(self) -> float:
+        return self.certain + self.activations
+
+
+def skeleton(config: RunConfig) -> Any:
+    """The model's architecture on torch's meta device: shapes, no weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with hub_errors(f"model {config.model}"):
+        architecture = AutoConfig.from_pretrained(loadable(config.model), revision=config.revision or None, trust_remote_code=False)
+    # A checkpoint that is stored quantised has the shapes of the one that is not.
+    if hasattr(architecture, "quantization_config"):
+        del architecture.quantization_config
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(architecture)
+
+
+def check(config: RunConfig) -> float | None:
+    """Raises one UserError with everything that cannot work; returns the predicted peak in GiB (None when not asked to predict)."""
+    model = skeleton(config)
+    if problems := check_targets(config, linear_layers(model)):
+        raise UserError(*problems)
+    if not config.preflight:
+        return None
+    need = count(config, model)
+    room, free = total_memory(), shutil.disk_usage(_existing(config.run_dir)).free
+    gpu, _ = cuda_gpu()
+    where = gpu.name if gpu else "this machine"
+    split = {"weights": need.weights, "trained state": need.trained, "activations about": need.activations}
+    said = f"predicted peak {need.peak / GIB:.2f} GiB: " + ", ".join(f"{k} {v / GIB:.2f}" for k, v in split.items())
+    say(said + (f"; {where} has {room / GIB:.1f} GiB" if room else ""))
+    if room and need.certain > room:
+        problems.append(f"weights, gradients and optimiser states alone need {need.certain / GIB:.1f} GiB and {where} has {room / GIB:.1f}; "
+                        "choose a 4-bit method, a lower --rank or an 8-bit --optimizer (--no-preflight tries all the same)")  # fmt: skip
+    elif room and need.peak > room:
+        say("this may not fit: lower --micro-batch (and raise --accumulation), or let --auto-batch do so")
+    if need.disk > free:
+        problems.append(f"checkpoints and result need {need.disk / GIB:.1f} GiB of disk and {config.runs_dir} has {free / GIB:.1f} free")
+    if problems:
+        raise UserError(*problems)
+    return need.peak / GIB
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
+def count(config: RunConfig, model: Any) -> Need:
+    """What a configuration needs, from the model's shapes."""
+    method = config.technique
+    size = SIZES[precision(config, training=True).name]
+    inside = sum(m.weight.numel() for n, m in model.named_modules() if type(m).__name__ == "Linear" and not n.endswith("lm_head"))
+    total = sum(p.numel() for p in model.parameters())
+    weights = inside * (NF4_BYTES if method.four_bit else 4 if method.full else size) + (total - inside) * (4 if method.full else size)
+    eight_bit = "8bit" in config.optimizer and cuda_gpu()[0] is not None
+    if method.full:
+        embeddings = 0 if config.train_embeddings else model.get_input_embeddings().weight.numel()
+        trained, states = total - embeddings, _states(config, model, total - embeddings, eight_bit)
+        need = trained * 4 + states
+    else:
+        trained = adapter_size(config, model)
+        states = trained * (2 if eight_bit else 8)
+        need = trained * (4 + 4) + states
+    # Two checkpoints and a third being written, and the result beside them.
+    return Need(weights, need, activations(config, model, size), 3 * (trained * 4 + states) + (total if method.full else trained) * 4)
+
+
+def _states(config: RunConfig, model: Any, trained: int, eight_bit: bool) -> float:
+    """Bytes of optimiser state of a method that trains weights: Adam's two moments, for projected matrices in their subspace."""
+    moment = 2 if eight_bit else 8
+    if not config.technique.projection:
+        return trained * moment
+    rest, projected = trained, 0.0
+    for name, p in model.named_parameters():
+        if p.ndim == 2 and name.split(".")[-2] in config.target_modules and min(p.shape) > config.rank:
+            rest -= p.numel()
+            projected += config.rank * max(p.shape) * moment
+            projected += config.rank * min(p.shape) * 4 if config.technique.projection == "galore" else 0
+    return rest * moment + projected
+
+
+def adapter_size(config: RunConfig, model: Any) -> int:
+    """Parameters of the adapter: A and B of every target, and DoRA's magnitudes."""
+    import torch
+
+    modules = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.rpartition(".")[2] in config.target_modules]
+    magnitudes = sum(m.out_features for m in modules) if config.technique.adapter == "dora" else 0
+    return int(sum(config.rank * (m.in_features + m.out_features) for m in modules) + magnitudes)
+
+
+def activations(config: RunConfig, model: Any, size: int) -> float:
+    """An estimate in bytes: inputs of all layers (and all they keep, without checkpointing), one layer at work, and logits with their gradient."""
+    text = model.config.get_text_config()
+    tokens = config.micro_batch * config.max_length
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    layer = tokens * (8 * text.hidden_size + 4 * inner) * size
+    kept = text.num_hidden_layers * (tokens * text.hidden_size * size if config.gradient_checkpointing else layer)
+    return float(kept + layer + 2 * tokens * text.vocab_size * 4)

@@ -1,0 +1,142 @@
+"""TRL's SFTTrainer as the kit uses it: ready-made tokens and labels, one row order for all methods, counted tokens, the method's optimiser."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kit.config import RunConfig
+from kit.errors import UserError
+from kit.prompts import IGNORE, Example
+
+# Batches whose rows are sorted by length together: wide enough to save padding, narrow enough to keep the batches random.
+GROUP = 50
+
+
+def make_trainer(config: RunConfig, model: Any, tokenizer: Any, examples: list[Example], folder: Path, *, precision: str, skip: int = 0) -> Any:
+    """An SFTTrainer over examples whose tokens and labels are made already, the same rows in the same order for every method.
+
+    `skip`: rows of the order that an earlier part of the same training has used.
+    """
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    # TRL casts a 4-bit model's adapter to bfloat16; every method trains a float32 adapter here, from the same initial values.
+    adapter = {} if config.technique.full else {n: p.detach().clone().float() for n, p in model.named_parameters() if p.requires_grad}
+    trainer = type("Trainer", (Kit, SFTTrainer), {})(
+        model=model, processing_class=tokenizer, args=SFTConfig(**arguments(config, folder, precision)),
+        train_dataset=Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples]),
+        data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
+    )  # fmt: skip
+    trainer.config = config
+    trainer.order = Order([len(e.input_ids) for e in examples], config.micro_batch * config.accumulation, config.seed, skip)
+    for name, parameter in model.named_parameters():
+        if name in adapter:
+            parameter.data = adapter[name]
+    return trainer
+
+
+class Order:
+    """A sampler: batches of rows of like length, the longest batch first, in an order that depends on seed and epoch alone.
+
+    transformers' own grouping falls from long to short rows over and over, which the loss follows; here the batches are shuffled.
+    With `skip`, the stream of epochs begins that many rows later.
+    """
+
+    def __init__(self, lengths: list[int], effective_batch: int, seed: int, skip: int = 0) -> None:
+        self.lengths, self.effective_batch, self.seed, self.epoch = lengths, effective_batch, seed, 0
+        self.epochs, self.offset = divmod(skip, max(len(lengths), 1))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = self.epoch + self.epochs
+        rows = self._rows(epoch)
+        return iter(rows[self.offset :] + self._rows(epoch + 1)[: self.offset] if self.offset else rows)
+
+    def _rows(self, epoch: int) -> list[int]:
+        rng = random.Random(f"{self.seed} {epoch}")
+        rows, size = list(range(len(self.lengths))), self.effective_batch
+        rng.shuffle(rows)
+        full = len(rows) - len(rows) % size
+        pools = [sorted(rows[i : min(i + GROUP * size, full)], key=self.lengths.__getitem__) for i in range(0, full, GROUP * size)]
+        batches = [pool[i : i + size] for pool in pools for i in range(0, len(pool), size)]
+        rng.shuffle(batches)
+        # Memory runs out at the first step or never (sort is stable: the others stay shuffled).
+        batches.sort(key=lambda batch: self.lengths[batch[-1]] < max(self.lengths))
+        return [row for batch in [*batches, rows[full:]] for row in batch]
+
+
+class Kit:
+    """Mixed into the trainer: the kit's row order, a count of the tokens that were trained on, and the method's optimiser."""
+
+    order: Order
+    config: RunConfig
+    seen = (0, 0)
+    optimizer: Any
+
+    def _get_train_sampler(self, *_: Any) -> Order:
+        return self.order
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        labels, mask = inputs["labels"], inputs.get("attention_mask")
+        total, supervised = self.seen
+        self.seen = (total + int(labels.numel() if mask is None else mask.sum()), supervised + int((labels != IGNORE).sum()))
+        self.state.seen = self.seen  # type: ignore[attr-defined]
+        return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The trainer's own optimiser, or the low-rank one of the methods that project gradients."""
+        if not self.config.technique.projection or self.optimizer is not None:
+            return super().create_optimizer(*([model] if model is not None else []))  # type: ignore[misc]
+        self.optimizer = low_rank_optimizer(self.config, self.model if model is None else model)  # type: ignore[attr-defined]
+        return self.optimizer
+
+
+def low_rank_optimizer(config: RunConfig, model: Any) -> Any:
+    """GaLore or APOLLO over the target modules, AdamW over the rest; 8-bit states on a GPU where the optimiser's name asks for them."""
+    from kit.lowrank import LowRankAdamW, parameter_groups
+
+    groups = parameter_groups(
+        model, targets=config.target_modules, rank=config.rank, update_gap=config.update_gap, scale=config.projection_scale,
+        projection=config.technique.projection, weight_decay=config.weight_decay,
+    )  # fmt: skip
+    return LowRankAdamW(groups, lr=config.learning_rate, seed=config.seed, eight_bit="8bit" in config.optimizer and next(model.parameters()).is_cuda)
+
+
+def arguments(config: RunConfig, folder: Path, precision: str) -> dict[str, Any]:
+    """The keyword arguments of TRL's SFTConfig."""
+    # Left alone, TRL turns on bfloat16 autocast wherever the processor has it, whatever the model's precision. On a GPU Unsloth sets both.
+    mixed = {"bf16": False, "fp16": False} if precision == "float32" else {}
+    return {
+        "output_dir": str(folder / "checkpoints"), "seed": config.seed, "data_seed": config.seed,
+        "num_train_epochs": config.epochs, "max_steps": config.max_steps or -1,
+        "per_device_train_batch_size": config.micro_batch, "gradient_accumulation_steps": config.accumulation,
+        "learning_rate": config.learning_rate, "lr_scheduler_type": config.schedule, "warmup_steps": config.warmup_ratio,
+        "weight_decay": config.weight_decay, "max_grad_norm": config.max_grad_norm, "optim": config.optimizer,
+        "gradient_checkpointing": config.gradient_checkpointing, "save_strategy": "steps", "save_steps": config.save_steps,
+        "save_total_limit": 2, "logging_steps": 1, "report_to": tracker(config, folder), "run_name": f"{config.name}/{config.run_name}",
+        "disable_tqdm": True, "max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True},
+        # The trainer would hide a NaN loss behind the running mean.
+        "logging_nan_inf_filter": False, **mixed,
+    }  # fmt: skip
+
+
+def tracker(config: RunConfig, folder: Path) -> str:
+    """transformers' name of the tracker, its files beside the run's; one that is not installed is a UserError."""
+    import importlib.util
+
+    packages = {"tensorboard": ("tensorboard", "tensorboardX"), "none": ("transformers",)}.get(config.report_to, (config.report_to,))
+    if not any(importlib.util.find_spec(p) for p in packages):
+        raise UserError(f"--report-to {config.report_to} needs a package that is not installed; run: .venv/bin/python -m pip install {packages[0]}")
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
+    os.environ.setdefault("WANDB_DIR", str(folder))
+    return config.report_to

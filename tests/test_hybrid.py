@@ -1,0 +1,106 @@
+"""Hybrids: widening keeps the function, the two halves make one training, combinations are chosen on validation rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit import hybrid
+from kit.config import RunConfig, sibling
+from kit.errors import UserError
+from kit.evaluation import evaluate
+from kit.files import read_json, read_jsonl
+from kit.hybrid import KINDS, WEIGHTS, adapter, padded, widen
+from kit.model import attach, load_base
+from kit.training import train
+
+Make = Callable[..., RunConfig]
+SHORT = ("--limit-train", "128", "--limit-test", "6", "--max-new-tokens", "8")
+IDS = [[2, 40, 50, 60, 70, 80]]
+
+
+def logits(model: Any) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.tensor(IDS)).logits
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Callable[..., RunConfig], Path]:
+    """Places with a lora run of rank 16 in them, and its adapter."""
+    from conftest import config, places
+
+    folder = tmp_path_factory.mktemp("hybrid")
+
+    def make(*flags: str) -> RunConfig:
+        return config(*places(folder), *SHORT, *flags)
+
+    train(make("--method", "lora"))
+    return make, make("--method", "lora").run_dir / "adapter"
+
+
+def test_widening_and_padding_keep_the_function(trained: tuple[Make, Path], tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+
+    make, source = trained
+    expected = logits(PeftModel.from_pretrained(load_base(make("--method", "lora"))[0], str(source)))
+    untuned = logits(load_base(make("--method", "lora"))[0])
+    assert (expected - untuned).abs().max() > 0.5
+    wide = make("--method", "highrank")
+    assert (wide.rank, wide.alpha) == (48, 12)
+    model = attach(load_base(wide)[0], wide)
+    widen(model, source)
+    assert torch.allclose(logits(model), expected, atol=1e-4)
+    again = PeftModel.from_pretrained(load_base(make("--method", "lora"))[0], str(padded(source, tmp_path / "wide", 48)))
+    assert torch.allclose(logits(again), expected, atol=1e-4)
+    assert adapter(tmp_path / "wide")[1]["r"] == 48
+
+
+def test_sequential_is_one_training_in_two_halves(trained: tuple[Make, Path]) -> None:
+    make, _ = trained
+    config = make("--method", "hybrid")
+    record = train(config)
+    alone = read_json(make("--method", "lora").run_dir / "train.json")
+    # The same rows once, in the same order: equal steps and tokens to every other method.
+    for key in ("steps", "tokens_total", "tokens_supervised"):
+        assert record[key] == alone[key]
+    log, other = (list(read_jsonl(c.run_dir / "log.jsonl")) for c in (config, make("--method", "lora")))
+    assert [(r["step"], r["tokens"]) for r in log] == [(r["step"], r["tokens"]) for r in other]
+    assert [p["method"] for p in record["parts"]] == ["qlora"]
+    assert record["train_wall_s"] > record["parts"][0]["train_wall_s"] > 0
+    assert adapter(config.run_dir / "adapter")[1]["r"] == 48
+    assert not [g for g in (record["gates"] | evaluate(config)["gates"]).values() if g["passed"] is False]
+
+
+def test_combined_tries_all_and_takes_the_best_on_validation(trained: tuple[Make, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    make, _ = trained
+    opened = []
+    real = hybrid.dataset.rows
+    monkeypatch.setattr(hybrid.dataset, "rows", lambda config, split: opened.append(split) or real(config, split))
+    config = make("--method", "combined")
+    record = train(config)
+    assert "test" not in opened
+    assert [t["kind"] for t in record["tried"]] == ["alone"] * 2 + [k for k in KINDS for _ in WEIGHTS]
+    combinations = [t for t in record["tried"] if t["kind"] != "alone"]
+    assert record["valid_perplexity"] == min(t["valid_perplexity"] for t in combinations)
+    assert len({t["valid_perplexity"] for t in combinations}) == len(combinations)
+    qlora, highrank = (read_json(make("--method", m).run_dir / "train.json") for m in ("qlora", "highrank"))
+    assert record["train_wall_s"] == qlora["train_wall_s"] + highrank["train_wall_s"]
+    assert record["tokens_total"] == 2 * qlora["tokens_total"]
+    scored = evaluate(config)
+    assert scored["gates"]["reloaded"]["passed"]
+
+
+def test_combined_needs_validation_rows(tiny: Make) -> None:
+    with pytest.raises(UserError, match="give --valid-per-source"):
+        train(tiny("--method", "combined", "--valid", "0"))
+
+
+def test_a_part_has_its_own_settings_and_the_users_flags(tiny: Make) -> None:
+    part = sibling(tiny("--method", "combined", "--seed", "3", "--epochs", "2"), "qlora")
+    assert (part.method, part.rank, part.alpha, part.seed, part.epochs) == ("qlora", 16, 16, 3, 2)

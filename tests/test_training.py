@@ -1,0 +1,165 @@
+"""Training in this process: every method, its gates, the same trajectory however the batch is split, and out of memory handled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit import training
+from kit.config import RunConfig
+from kit.errors import UserError
+from kit.evaluation import evaluate
+from kit.files import read_json, read_jsonl, write_json
+from kit.methods import METHODS
+from kit.report.rows import collect
+from kit.trainer import Kit
+from kit.training import last_checkpoint, train
+
+Make = Callable[..., RunConfig]
+SHORT = ("--limit-train", "128", "--limit-test", "6", "--max-new-tokens", "8")
+# Methods that train.json counts differently or whose cost is their parts'.
+SINGLE = [m for m, method in METHODS.items() if not method.parts]
+
+
+def log(config: RunConfig) -> list[dict[str, Any]]:
+    return list(read_jsonl(config.run_dir / "log.jsonl"))
+
+
+@pytest.mark.parametrize("method", [m for m in SINGLE if m != "qlora"])  # qlora: tests/test_end_to_end.py
+def test_every_method_trains_saves_and_passes_its_gates(tiny: Make, method: str) -> None:
+    config = tiny("--method", method, *SHORT)
+    record = train(config)
+    gates = record["gates"] | evaluate(config)["gates"]
+    assert {"supervised_text", "terminator", "gradients", "moved", "learning_rate", "loss_fell", "finite", "reloaded", "batched"} == set(gates)
+    assert {name: gate for name, gate in gates.items() if not gate["passed"]} == {}
+    assert record["precision"]["name"] == "float32"
+    assert record["valid_perplexity"] < 130  # the untuned model's is above
+    assert record["predicted_memory_gib"] > 0
+    row = collect(config.run_dir.parent)[0]
+    assert (row["status"], row["ranked"], row["reason"]) == ("done", True, None)
+
+
+def test_only_what_a_method_trains_has_optimiser_state(tiny: Make) -> None:
+    """GaLore's and APOLLO's state is smaller than Adam's on the same weights; the embeddings are left alone unless asked for."""
+    states = {m: train(tiny("--method", m, "--limit-train", "16", "--no-train-embeddings"))["optimizer_state_mib"] for m in ("full", "galore", "apollo")}
+    assert states["apollo"] < states["galore"] < 0.7 * states["full"]
+
+
+def test_accumulation_does_not_change_the_trajectory(tiny: Make) -> None:
+    """1 x 8, 8 x 1 and 2 x 4 are the same effective batch: the same rows, the same loss but for the order of the sums."""
+    curves = []
+    for micro, accumulation in ((8, 1), (1, 8), (2, 4)):
+        config = tiny("--method", "lora", *SHORT, "--micro-batch", str(micro), "--accumulation", str(accumulation), "--name", f"by{micro}",
+                      "--data-dir", "data-of-test", "--no-preflight")  # fmt: skip
+        train(config)
+        curves.append([r["loss"] for r in log(config)])
+    for other in curves[1:]:
+        drift = [abs(a - b) / a for a, b in zip(curves[0], other, strict=True)]
+        assert max(drift) < 2e-3
+        assert sum(drift) / len(drift) < 5e-4
+
+
+def test_the_same_rows_in_the_same_order_for_every_method(tiny: Make) -> None:
+    logs = []
+    for method in ("lora", "galore"):
+        config = tiny("--method", method, *SHORT, "--max-steps", "4")
+        train(config)
+        logs.append([(r["tokens"], r["supervised"]) for r in log(config)])
+    assert logs[0] == logs[1]
+
+
+def test_the_trainer_computes_in_the_recorded_precision(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL turns bfloat16 autocast on by itself where the processor has it, which would make the recorded float32 a lie."""
+    found = []
+    monkeypatch.setattr(Kit, "create_optimizer", lambda self: found.append((self.args.bf16, self.args.fp16, self.accelerator.mixed_precision)) or 1 / 0)
+    monkeypatch.setattr("unsloth_zoo.cpu.trainer.cpu_bf16_supported", lambda: True)
+    with pytest.raises(ZeroDivisionError):
+        train(tiny("--method", "lora", *SHORT))
+    assert found == [(False, False, "no")]
+
+
+def out_of_memory_above(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    import torch
+
+    real = Kit.training_step
+
+    def step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(inputs["labels"]) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(Kit, "training_step", step)
+
+
+def test_out_of_memory_names_the_batch_that_fits(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    out_of_memory_above(monkeypatch, 2)
+    config = tiny("--method", "lora", *SHORT)
+    with pytest.raises(UserError, match=r"out of memory while training \(warmup\); this fits at the same effective batch: --micro-batch 2 --accumulation 4"):
+        train(config)
+    record = read_json(config.run_dir / "train.json")
+    assert (record["status"], record["phase"], record["largest_micro_batch"]) == ("oom", "warmup", 2)
+    assert record["peak_memory_gib"] > 0
+    assert collect(config.run_dir.parent)[0]["status"] == "oom"
+
+
+def test_auto_batch_keeps_the_effective_batch(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tiny("--method", "lora", *SHORT, "--max-steps", "4", "--name", "whole")
+    train(whole)
+    out_of_memory_above(monkeypatch, 2)
+    config = tiny("--method", "lora", *SHORT, "--max-steps", "4", "--auto-batch")
+    record = train(config)
+    assert (record["micro_batch"], record["accumulation"]) == (2, 4)
+    assert [r["loss"] for r in log(config)] == pytest.approx([r["loss"] for r in log(whole)], rel=1e-3)
+
+
+def test_a_rate_that_diverges_fails_with_its_reason(tiny: Make) -> None:
+    config = tiny("--method", "full", *SHORT, "--learning-rate", "1e30", "--max-grad-norm", "1e30", "--warmup-ratio", "0")
+    with pytest.raises(UserError, match=r"training diverged: the loss of step \d+ is nan; lower --learning-rate"):
+        train(config)
+    assert read_json(config.run_dir / "train.json")["status"] == "failed"
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    for step in (5, 10, 15):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        torch.save({"state": {}}, folder / "optimizer.pt")
+        write_json(folder / "trainer_state.json", {})
+    (tmp_path / "checkpoint-15" / "optimizer.pt").write_bytes(b"PK torn")
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text('{"global_st')
+    found = last_checkpoint(tmp_path)
+    assert found is not None
+    assert found.name == "checkpoint-5"
+    shown = capsys.readouterr().out
+    assert "checkpoint-15 is damaged (optimizer.pt: " in shown
+    assert "checkpoint-10 is damaged (trainer_state.json: JSONDecodeError)" in shown
+
+
+def test_tensorboard_files_lie_beside_the_run(tiny: Make) -> None:
+    config = tiny("--method", "lora", "--limit-train", "16", "--report-to", "tensorboard")
+    train(config)
+    assert list((config.run_dir / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_a_tracker_that_is_not_installed_is_an_error(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--report-to wandb needs a package that is not installed"):
+        training.make_trainer.__globals__["tracker"](tiny("--report-to", "wandb"), Path("x"))
+
+
+def test_a_run_whose_gate_failed_is_not_ranked(tiny: Make) -> None:
+    config = tiny("--method", "lora")
+    folder = config.run_dir
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", config.identity())
+    gate = {"loss_fell": {"passed": False, "detail": "mean loss 1.000 -> 1.200"}}
+    write_json(folder / "train.json", {"status": "done", "gates": gate})
+    (folder / "eval.json").write_text(json.dumps({"all": {}, "gates": {}}))
+    row = collect(folder.parent)[0]
+    assert (row["ranked"], row["reason"]) == (False, "not ranked; loss fell: mean loss 1.000 -> 1.200")
