@@ -6,7 +6,9 @@ METHODS ?= $(ALL)
 RECIPE  ?= auto
 # The names of METHODS in kit/methods.py.
 ALL      = $(shell sed -n 's/^    "\([a-z]*\)": Method.*/\1/p' kit/methods.py)
-SEED    ?= 0
+SEEDS   ?= $(or $(SEED),0)
+# hybrid stands for both hybrids of the published studies: continued at high rank, and combined.
+RUNS     = $(if $(filter hybrid,$(METHOD)),hybrid combined,$(METHOD))
 SOURCES ?=
 ARGS    ?=
 
@@ -24,7 +26,7 @@ INSTALL = $(PYTHON) -m pip install --quiet --disable-pip-version-check $(UV) && 
   $(PYTHON) -m uv pip install --python "$$(command -v $(PYTHON))" --no-deps --compile-bytecode -r requirements.lock && \
   $(PYTHON) -m uv pip install --python "$$(command -v $(PYTHON))" --no-deps --quiet -e .
 
-FLAGS = --recipe $(RECIPE) --seed $(SEED) $(foreach s,$(SOURCES),--source $(s)) \
+FLAGS = --recipe $(RECIPE) $(foreach s,$(SOURCES),--source $(s)) \
         $(if $(NAME),--name $(NAME)) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) \
         $(if $(RUNS_DIR),--runs-dir $(RUNS_DIR)) $(if $(REPORT_DIR),--report-dir $(REPORT_DIR)) $(ARGS)
 RUN = $(PYTHON) scripts
@@ -32,15 +34,15 @@ RUN = $(PYTHON) scripts
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help setup data base train eval report all compare test lint assets lock clean
+.PHONY: help setup data base train eval report all compare sweep test lint assets lock clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "; print "Targets:"} /^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 	@printf '%s\n' 'Variables:' \
 	  '  METHOD=$(METHOD)           one of: $(ALL)' \
 	  '  METHODS="$(METHODS)"  those that make compare runs' \
-	  '  RECIPE=$(RECIPE)            auto, t4 or tiny (auto: t4 with a CUDA GPU, else tiny)' \
-	  '  SEED=$(SEED)                 seed of the run' \
+	  '  RECIPE=$(RECIPE)            auto, or one of: $(basename $(notdir $(wildcard kit/recipes/*.yaml))) (auto: t4 with a CUDA GPU, else tiny)' \
+	  '  SEEDS="$(SEEDS)"              seeds; each makes a run of its own' \
 	  '  SOURCES="alpaca=FILE ..." your data instead of the recipe'"'"'s' \
 	  '  NAME=, DATA_DIR=, RUNS_DIR=, REPORT_DIR=   where things go' \
 	  '  ARGS="--limit 200 ..."    any flag of scripts/train.py --help'
@@ -64,6 +66,10 @@ $(CONDA_PREFIX)/.kit-ready: requirements.lock pyproject.toml
 	@$(INSTALL)
 	@touch $@
 
+SEEDED = $(FLAGS) --seeds $(subst $(space),$(comma),$(strip $(SEEDS)))
+comma := ,
+space := $(subst ,, )
+
 data: $(READY) ## build the data and show what was kept and dropped
 	@$(RUN)/data.py --method $(METHOD) $(FLAGS)
 
@@ -71,10 +77,10 @@ base: $(READY)
 	@$(RUN)/eval.py --method base $(FLAGS)
 
 train: $(READY) ## train METHOD
-	@$(RUN)/train.py --method $(METHOD) $(FLAGS)
+	@set -e; for m in $(RUNS); do $(RUN)/train.py --method $$m $(SEEDED); done
 
 eval: $(READY) ## evaluate METHOD
-	@$(RUN)/eval.py --method $(METHOD) $(FLAGS)
+	@set -e; for m in $(RUNS); do $(RUN)/eval.py --method $$m $(SEEDED); done
 
 report: $(READY) ## console tables and report/ from all runs there are
 	@$(RUN)/report.py $(FLAGS)
@@ -82,8 +88,11 @@ report: $(READY) ## console tables and report/ from all runs there are
 all: data base train eval report ## data, base evaluation, training, evaluation and report for METHOD
 
 compare: data base ## the same for every one of METHODS, then one report
-	@set -e; for m in $(METHODS); do $(RUN)/train.py --method $$m $(FLAGS); $(RUN)/eval.py --method $$m $(FLAGS); done
+	@set -e; for m in $(METHODS); do $(RUN)/train.py --method $$m $(SEEDED); $(RUN)/eval.py --method $$m $(SEEDED); done
 	@$(RUN)/report.py $(FLAGS)
+
+sweep: data ## the same small learning-rate budget for every one of METHODS, judged on validation rows
+	@set -e; for m in $(filter-out hybrid combined,$(METHODS)); do $(RUN)/sweep.py --method $$m $(FLAGS); done
 
 test: $(READY) ## the tests (about 5 minutes on 2 cores)
 	@$(PYTHON) -m pytest $(ARGS)

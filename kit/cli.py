@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
@@ -70,27 +71,35 @@ def configure(about: str, argv: Sequence[str] | None = None) -> RunConfig:
     options = parser(about)
     options.add_argument("--seeds", metavar="N,N", help="run once for each of these seeds")
     flags = options.parse(argv)
-    if seeds := flags.pop("seeds", None):
-        resolve(flags)
-        each_seed(seeds, list(argv or sys.argv[1:]))
+    each_seed(flags, list(sys.argv[1:] if argv is None else argv))
     config = resolve(flags)
     announce(config, flags)
     return config
 
 
-def each_seed(seeds: str, argv: list[str]) -> NoReturn:
-    """Runs this script again for every seed."""
+def each_seed(flags: dict[str, Any], argv: list[str]) -> None:
+    """Takes --seeds out of the flags: one seed is set there; for several the script runs again for each, and this process ends."""
     import subprocess
 
+    seeds = flags.pop("seeds", None)
+    if seeds is None:
+        return
     numbers = seeds.split(",")
     if not all(n.isdigit() for n in numbers):
         raise UserError(f"--seeds takes whole numbers with commas between them, such as 0,1,2; got {seeds!r}")
+    if len(numbers) == 1:
+        flags["seed"] = int(seeds)
+        return
+    resolve(flags)
     at = next(i for i, a in enumerate(argv) if a.startswith("--seeds"))
     rest = argv[:at] + argv[at + (1 if "=" in argv[at] else 2) :]
     for number in numbers:
-        done = subprocess.run([sys.executable, sys.argv[0], *rest, "--seed", number], check=False)
-        if done.returncode:
-            sys.exit(done.returncode)
+        process = subprocess.Popen([sys.executable, sys.argv[0], *rest, "--seed", number])
+        while process.returncode is None:
+            with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the process itself, which saves before it ends
+                process.wait()
+        if process.returncode:
+            sys.exit(process.returncode)
     sys.exit(0)
 
 

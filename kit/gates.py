@@ -13,7 +13,7 @@ from kit.prompts import IGNORE, Exam, Example, Renderer
 
 # Largest mean difference in nats a token between two ways of computing the same log-probability; 2^-8 and 2^-11 are the 16-bit types' rounding.
 BOUNDS = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.08}
-LOOKED_AT, PROBED, SHORTEST = 256, 4, 16
+LOOKED_AT, PROBED, COMPARED, SHORTEST = 256, 4, 32, 16
 
 
 class Gate(NamedTuple):
@@ -66,17 +66,34 @@ def _is_assistants(renderer: Renderer, row: dict[str, Any], example: Example) ->
     return bool(found) and found == wanted
 
 
+class Before(NamedTuple):
+    """The model before training: sums over each trainable tensor, enough to tell that it changed, and the loss of some training rows."""
+
+    sums: dict[str, tuple[float, float]]
+    loss: float
+
+
+def before(model: Any, examples: Sequence[Example], pad: int) -> Before:
+    return Before(fingerprint(model), loss(model, examples, pad))
+
+
 def fingerprint(model: Any) -> dict[str, tuple[float, float]]:
-    """Two sums over each trainable tensor, enough to tell that it changed."""
     return {n: (float(p.detach().double().sum()), float(p.detach().double().square().sum())) for n, p in model.named_parameters() if p.requires_grad}
 
 
-def training(
-    model: Any, *, before: Mapping[str, tuple[float, float]], fed: Mapping[str, bool], log: Sequence[Mapping[str, Any]], peak_rate: float
-) -> dict[str, Gate]:
-    """Gradients arrived, weights moved and stayed finite, the learning rate was what was asked for, and the loss fell."""
+def loss(model: Any, examples: Sequence[Example], pad: int) -> float:
+    """Mean loss in nats of the last reply's tokens over the first rows: the same rows each time, so that the rows' own difficulty cancels."""
+    was_training = model.training
+    model.eval()
+    values = [v for row in probe(model, _rows(examples[:COMPARED]), pad) for v in row]
+    model.train(was_training)
+    return -sum(values) / len(values)
+
+
+def training(model: Any, *, start: Before, end: float, fed: Mapping[str, bool], log: Sequence[Mapping[str, Any]], peak_rate: float) -> dict[str, Gate]:
+    """Gradients arrived, weights moved and stayed finite, the learning rate was what was asked for, and the loss of the same rows fell."""
     after = fingerprint(model)
-    moved = [n for n, now in after.items() if now != before[n]]
+    moved = [n for n, now in after.items() if now != start.sums[n]]
     finite = all(math.isfinite(x) for pair in after.values() for x in pair)
     starved = [n for n, got in fed.items() if not got]
     rates = [r["learning_rate"] for r in log]
@@ -87,18 +104,9 @@ def training(
         "moved": Gate(len(moved) == len(after), f"{len(moved)} of {len(after)} trainable tensors changed"),
         "learning_rate": Gate(0.5 * peak_rate <= max(rates) <= 1.001 * peak_rate if len(log) >= SHORTEST else None,
                               f"peak {max(rates, default=0):.2e} of {peak_rate:.2e} asked for"),
-        "loss_fell": _fell(log),
+        "loss_fell": Gate(end < start.loss, f"the same {COMPARED} training rows: {start.loss:.3f} -> {end:.3f} nats a token"),
         "finite": Gate(finite, f"weights {'finite' if finite else 'hold NaN or Inf'}; {skipped} of {len(log)} gradient norms were not finite"),
     }  # fmt: skip
-
-
-def _fell(log: Sequence[Mapping[str, Any]]) -> Gate:
-    """The loss a token of the last quarter of the steps against the first quarter's."""
-    if len(log) < SHORTEST:
-        return Gate(None, f"{len(log)} steps are too few to judge")
-    quarter = len(log) // 4
-    first, last = (sum(r["loss"] for r in part) / quarter for part in (log[:quarter], log[-quarter:]))
-    return Gate(last < first, f"mean loss {first:.3f} -> {last:.3f}")
 
 
 def probe(model: Any, rows: Sequence[tuple[list[int], list[int]]], pad: int) -> list[list[float]]:
@@ -111,8 +119,13 @@ def write_probe(model: Any, examples: Sequence[Example], pad: int, folder: Path)
     from kit.model import import_unsloth
 
     import_unsloth().FastModel.for_inference(model)
-    rows = [(e.input_ids[: -len(s)], s) for e in examples[:PROBED] if (s := spans(e)[-1])]
+    rows = _rows(examples[:PROBED])
     write_json(folder / "probe.json", {"rows": rows, "log_probs": probe(model, rows, pad)})
+
+
+def _rows(examples: Sequence[Example]) -> list[tuple[list[int], list[int]]]:
+    """(what precedes the last reply, the last reply) of each example."""
+    return [(e.input_ids[: -len(span)], span) for e in examples for span in spans(e)[-1:]]
 
 
 def reloaded(model: Any, folder: Path, pad: int, precision: str) -> dict[str, Gate]:

@@ -183,6 +183,7 @@ def _search(config: RunConfig, model: Any, parts: list[str], exams: list[Any], p
             _add(config, model, "tried", kind, weights)
             model.set_adapter("tried")
             yield {"kind": kind, "weights": weights, "valid_perplexity": perplexity(model, exams, pad)}
+            model.set_adapter(parts[0])  # PEFT warns when the active one goes
             model.delete_adapter("tried")
 
 

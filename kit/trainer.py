@@ -137,6 +137,5 @@ def tracker(config: RunConfig, folder: Path) -> str:
     packages = {"tensorboard": ("tensorboard", "tensorboardX"), "none": ("transformers",)}.get(config.report_to, (config.report_to,))
     if not any(importlib.util.find_spec(p) for p in packages):
         raise UserError(f"--report-to {config.report_to} needs a package that is not installed; run: .venv/bin/python -m pip install {packages[0]}")
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
-    os.environ.setdefault("WANDB_DIR", str(folder))
+    os.environ.update({"TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard"), "WANDB_DIR": str(folder)})
     return config.report_to

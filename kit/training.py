@@ -141,13 +141,15 @@ def _once(config: RunConfig, folder: Path, *, skip: int, start: Path | None) -> 
     trainer = make_trainer(config, model, loaded.renderer.tokenizer, loaded.examples, folder, precision=loaded.precision.name, skip=skip)
     trainable = [p for p in model.parameters() if p.requires_grad]
     counts = {"trainable_params": sum(p.numel() for p in trainable), "total_params": model_size(model)}
-    before = gates.fingerprint(model)
+    pad = loaded.renderer.tokenizer.pad_token_id
+    start_state = gates.before(model, loaded.examples, pad)
     progress, outcome = _steps(config, trainer, folder, phases)
     with phases("save"):
         save(config, model, loaded.renderer.tokenizer, folder, loaded.precision.name)
     checks = gates.supervision(loaded.renderer, loaded.rows, loaded.examples)
-    checks |= gates.training(model, before=before, fed=progress.fed, log=progress.rows, peak_rate=config.learning_rate)
-    gates.write_probe(model, loaded.examples, loaded.renderer.tokenizer.pad_token_id, folder)
+    end = gates.loss(model, loaded.examples, pad)
+    checks |= gates.training(model, start=start_state, end=end, fed=progress.fed, log=progress.rows, peak_rate=config.learning_rate)
+    gates.write_probe(model, loaded.examples, pad, folder)
     used = energy(phases, ("warmup", "steps"), config.price_per_kwh)
     return {
         "schema": runs.SCHEMA, "status": "done", "phases": phases.record, "train_wall_s": progress.wall_s,

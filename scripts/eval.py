@@ -30,8 +30,7 @@ def main() -> None:
     options.add_argument("run", nargs="?", help="folder of the run (default: the one that --name, --method and --seed mean)")
     options.add_argument("--seeds", metavar="N,N", help="run once for each of these seeds")
     flags = options.parse()
-    if seeds := flags.pop("seeds", None):
-        each_seed(seeds, sys.argv[1:])
+    each_seed(flags, sys.argv[1:])
     path = flags.pop("run", None)
     if path is not None:
         flags = run_flags(Path(path), flags)

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import places
 
-from kit import training
-from kit.config import RunConfig
+from kit.cli import parser
+from kit.config import RunConfig, load_recipe, recipes, resolve
 from kit.errors import UserError
 from kit.evaluation import evaluate
 from kit.files import read_json, read_jsonl, write_json
 from kit.methods import METHODS
 from kit.report.rows import collect
-from kit.trainer import Kit
+from kit.trainer import Kit, tracker
 from kit.training import last_checkpoint, train
 
 Make = Callable[..., RunConfig]
@@ -43,18 +44,35 @@ def test_every_method_trains_saves_and_passes_its_gates(tiny: Make, method: str)
     assert (row["status"], row["ranked"], row["reason"]) == ("done", True, None)
 
 
+@pytest.mark.parametrize(("recipe", "method"), [(r, p["method"]) for r in recipes() for p in load_recipe(r).get("published", [])])
+def test_the_published_set_ups_run_scaled_down(tmp_path: Path, recipe: str, method: str) -> None:
+    """Each set-up's method, format and batch on the built-in model of its family, from data to scores."""
+    config = resolve(parser("").parse(["--recipe", recipe, "--scale-down", "--method", method, *SHORT, "--max-steps", "4", *places(tmp_path)]))
+    record = train(config)
+    assert record["steps"] == 4
+    scored = evaluate(config)
+    assert scored["all"]["perplexity"]["value"] > 1
+    gates = record["gates"] | scored["gates"]
+    assert {name: gate for name, gate in gates.items() if gate["passed"] is False} == {}
+
+
+def test_gpt_neo_has_no_chat_template_and_no_pad_token(tiny: Make) -> None:
+    with pytest.raises(UserError, match="has no chat template; use --format alpaca"):
+        train(tiny("--model", "builtin-gptneo", "--format", "chat", "--target-modules", "q_proj"))
+
+
 def test_only_what_a_method_trains_has_optimiser_state(tiny: Make) -> None:
     """GaLore's and APOLLO's state is smaller than Adam's on the same weights; the embeddings are left alone unless asked for."""
     states = {m: train(tiny("--method", m, "--limit-train", "16", "--no-train-embeddings"))["optimizer_state_mib"] for m in ("full", "galore", "apollo")}
     assert states["apollo"] < states["galore"] < 0.7 * states["full"]
 
 
-def test_accumulation_does_not_change_the_trajectory(tiny: Make) -> None:
+def test_accumulation_does_not_change_the_trajectory(tiny: Make, tmp_path: Path) -> None:
     """1 x 8, 8 x 1 and 2 x 4 are the same effective batch: the same rows, the same loss but for the order of the sums."""
     curves = []
     for micro, accumulation in ((8, 1), (1, 8), (2, 4)):
-        config = tiny("--method", "lora", *SHORT, "--micro-batch", str(micro), "--accumulation", str(accumulation), "--name", f"by{micro}",
-                      "--data-dir", "data-of-test", "--no-preflight")  # fmt: skip
+        batch = ("--micro-batch", str(micro), "--accumulation", str(accumulation), "--runs-dir", str(tmp_path / str(micro)))
+        config = tiny("--method", "lora", *SHORT, *batch)
         train(config)
         curves.append([r["loss"] for r in log(config)])
     for other in curves[1:]:
@@ -148,9 +166,9 @@ def test_tensorboard_files_lie_beside_the_run(tiny: Make) -> None:
 
 
 def test_a_tracker_that_is_not_installed_is_an_error(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match="--report-to wandb needs a package that is not installed"):
-        training.make_trainer.__globals__["tracker"](tiny("--report-to", "wandb"), Path("x"))
+        tracker(tiny("--report-to", "wandb"), Path("x"))
 
 
 def test_a_run_whose_gate_failed_is_not_ranked(tiny: Make) -> None:
