@@ -74,7 +74,7 @@ def test_the_report_says_what_the_runs_used_and_not_what_its_own_flags_say(tiny:
     made_run(tiny("--method", "lora", *small, "--limit-test", "3"), ["a lake"] * 3)
     text = build(tiny())[2]
     assert "These runs used only the first 3 test rows." in text
-    assert "At 256 tokens a row, train: 30 whole. test: 15 whole." in text
+    assert "At 256 tokens a row, train: 30 whole. valid: 120 whole. test: 15 whole." in text
 
 
 def test_the_same_runs_give_the_same_bytes(tiny: Make) -> None:

@@ -14,8 +14,9 @@ from kit.config import RunConfig, load_recipe, recipes
 from kit.console import counts
 from kit.errors import UserError
 from kit.files import read_json, read_jsonl, write_json, write_text
+from kit.methods import METHODS
 from kit.report.figures import draw, draw_lengths
-from kit.report.rows import COLUMNS, SCORES, Row, cell, collect, curves, interval, number
+from kit.report.rows import COLUMNS, SCORES, Row, cell, collect, curves, duration, interval, number
 
 SCHEMA = 1
 SAMPLES = 2
@@ -40,7 +41,7 @@ def build(config: RunConfig) -> tuple[list[Row], list[str]]:
 def public(row: Row) -> Row:
     """What summary.json holds of a row."""
     keys = ("method", "seed", "status", "reason", "ranked", "gates", *SCORES, *COSTS, "per_source", "generation", "precision", "provenance", "run")
-    return {k: row.get(k) for k in keys}
+    return {k: row.get(k) for k in (*keys, "parts", "tried")}
 
 
 def warnings(rows: Sequence[Row]) -> list[str]:
@@ -76,7 +77,8 @@ def markdown(config: RunConfig, rows: Sequence[Row], notes: Sequence[str], figur
     lines += [f"> **Note:** {escape(note)}" for note in notes] + ([""] if notes else [])
     lines += ["## Scores with 95% intervals", "", *_scores(rows), ""]
     lines += [line for name in figures for line in (f"![{Path(name).stem.replace('_', ' ')}]({name})", "")]
-    lines += [*_replies(rows), "## Sample generations", "", *samples(rows), *_data(config, rows), *_settings(rows)]
+    lines += [*_replies(rows), "## Sample generations", "", *samples(rows), *_data(config, rows), *_hybrids(rows), *_gates(rows), *_published(rows)]
+    lines += _settings(rows)
     return lines
 
 
@@ -174,6 +176,43 @@ def _data(config: RunConfig, rows: Sequence[Row]) -> list[str]:
         f"in training: {left['same_prompt']['test_rows']:,}; whose first question is: {left['same_opening']['test_rows']:,}."
     )
     return ["## Data", "", *grid(heads, body), "", *limited, audit, "", f"At {manifest['inputs']['max_length']} tokens a row, {' '.join(cut)}", ""]
+
+
+def _hybrids(rows: Sequence[Row]) -> list[str]:
+    """What the parts of the hybrid runs cost, and every combination that was tried."""
+    lines = []
+    for row in (r for r in rows if r["parts"]):
+        parts = [f"{METHODS[p['method']].title} (rank {p['rank']}, {p['steps']} steps, {duration(p['train_wall_s'])}, validation perplexity "
+                 f"{number(p['valid_perplexity'], 3)})" for p in row["parts"]]  # fmt: skip
+        lines += [f"{escape(cell('label', row, None))}: built on {escape(', '.join(parts))}; its time and tokens include theirs.", ""]
+        names = [p["method"] for p in row["parts"]]
+        heads = ["combination", *(METHODS[name].title for name in names), "validation perplexity"]
+        tried = [[t["kind"], *(number(t["weights"].get(n, 0.0), 2) for n in names), number(t["valid_perplexity"], 3)] for t in row["tried"] or []]
+        lines += [*grid(heads, tried), ""] if tried else []
+    return ["## Hybrids", "", *lines] if lines else []
+
+
+def _gates(rows: Sequence[Row]) -> list[str]:
+    """Did it train? Every check of every run."""
+    words = {True: "passed", False: "**failed**", None: "not judged"}
+    body = [f"- {escape(cell('label', r, None))}, {name.replace('_', ' ')}: {words[gate['passed']]}; {escape(gate['detail'])}"
+            for r in rows for name, gate in r["gates"].items()]  # fmt: skip
+    return ["## Did it train?", "", *body, ""] if body else []
+
+
+def _published(rows: Sequence[Row]) -> list[str]:
+    """The figures of the set-up that the recipe follows, as printed there and set apart: their protocols are not stated, so they compare with nothing here."""
+    recipe = next((load_recipe(name) for name in used("recipe", rows) if name in recipes()), {})
+    if not recipe.get("published"):
+        return []
+
+    def pair(values: Sequence[float | None]) -> str:
+        return " → ".join("—" if v is None else f"{v:g}" for v in values)
+
+    heads = ["method", "BLEU-4", "ROUGE-L", "memory (GB)", "time"]
+    body = [[METHODS[p["method"]].title, pair(p["bleu4"]), pair(p["rouge_l"]), pair([p["memory_gb"]]), duration(p["time_s"])] for p in recipe["published"]]
+    unstated = f"Not comparable with the figures above: scales and protocols differ. Left unstated there: {', '.join(recipe['unstated'])}."
+    return ["## Published figures of this set-up", "", *grid(heads, body), "", escape(unstated), ""]
 
 
 def _settings(rows: Sequence[Row]) -> list[str]:
