@@ -16,6 +16,8 @@ from kit.model import check_targets, linear_layers, precision
 GIB = 2**30
 # NF4 with double quantisation: 4 bits, an 8-bit scale for each 64 values and a float32 for each 256 scales (Dettmers et al. 2023, section 3).
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+# Unsloth's fused loss goes through a large vocabulary's logits in parts.
+LOGITS_AT_MOST = GIB
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -130,4 +132,4 @@ def activations(config: RunConfig, model: Any, size: int) -> float:
     inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     layer = tokens * (8 * text.hidden_size + 4 * inner) * size
     kept = text.num_hidden_layers * (tokens * text.hidden_size * size if config.gradient_checkpointing else layer)
-    return float(kept + layer + 2 * tokens * text.vocab_size * 4)
+    return float(kept + layer + min(2 * tokens * text.vocab_size * 4, LOGITS_AT_MOST))
