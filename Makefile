@@ -95,7 +95,7 @@ sweep: data ## the same small learning-rate budget for every one of METHODS, jud
 	@set -e; for m in $(filter-out hybrid combined,$(METHODS)); do $(RUN)/sweep.py --method $$m $(FLAGS); done
 
 test: $(READY) ## the tests (about 5 minutes on 2 cores)
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	@$(PYTHON) -m ruff check .

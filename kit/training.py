@@ -127,8 +127,10 @@ def _load(config: RunConfig, start: Path | None) -> Loaded:
 
 
 def _once(config: RunConfig, folder: Path, *, skip: int, start: Path | None) -> Record:
-    phases = Phases()
     import_unsloth()
+    from kit.lowrank import state_bytes
+
+    phases = Phases()
     predicted = check(config)
     with phases("load"):
         try:
@@ -156,7 +158,7 @@ def _once(config: RunConfig, folder: Path, *, skip: int, start: Path | None) -> 
         "peak_memory_gib": progress.peak_gib, "predicted_memory_gib": predicted, "steps": outcome.global_step, "epochs": trainer.state.epoch,
         **progress.totals(), **counts, "adapter_mib": folder_mib(saved_folder(config) if folder == config.run_dir else folder / "adapter"),
         "final_loss": progress.final_loss, "valid_perplexity": _validate(config, loaded, phases), "micro_batch": config.micro_batch,
-        "accumulation": config.accumulation, "optimizer_state_mib": optimizer_mib(trainer.optimizer), "energy": used,
+        "accumulation": config.accumulation, "optimizer_state_mib": state_bytes(trainer.optimizer) / 2**20, "energy": used,
         "precision": loaded.precision._asdict(), "gates": gates.record(checks), "provenance": runs.provenance(config, dataset.manifest_hash(config)),
     }  # fmt: skip
 
@@ -226,12 +228,6 @@ def perplexity(model: Any, exams: list[Any], pad: int, size: int = 32) -> float 
 def model_size(model: Any) -> int:
     """Parameters of the model, a 4-bit weight counted by the values it stands for and a tied weight once."""
     return sum(p.quant_state.shape.numel() if getattr(p, "quant_state", None) is not None else p.numel() for p in model.parameters())
-
-
-def optimizer_mib(optimizer: Any) -> float:
-    """MiB of all tensors in the optimiser's state."""
-    states = [t for state in optimizer.state.values() for t in state.values() if hasattr(t, "element_size")]
-    return float(sum(t.numel() * t.element_size() for t in states) / 2**20)
 
 
 def folder_mib(folder: Path) -> float:

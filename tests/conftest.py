@@ -16,6 +16,8 @@ from kit.config import RunConfig, resolve
 ROOT = Path(__file__).parent.parent
 # The suite tests the CPU path on every machine; tests marked gpu turn this off again.
 os.environ["UNSLOTH_FORCE_CPU"] = "1"
+# Two test processes run side by side; more threads than cores would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
