@@ -42,7 +42,7 @@ def test_manifest_accounts_for_every_row(tiny: Make, tmp_path: Path) -> None:
 
 
 def test_same_inputs_give_the_same_bytes_and_the_second_call_builds_nothing(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ("--train-per-source", "20", "--test-per-source", "5")
+    small = ("--train-per-source", "20", "--test-per-source", "5", "--valid", "0")
     first, second = (
         tiny("--name", "a", *small),
         tiny("--name", "b", "--source", "ultrachat=builtin", "--source", "tulu=builtin", "--source", "alpaca=builtin", *small),
