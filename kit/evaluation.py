@@ -12,7 +12,7 @@ from kit.console import say
 from kit.errors import UserError
 from kit.files import read_json, read_jsonl, write_json
 from kit.generation import batches, generate, likelihoods, longest_first
-from kit.metrics import scores
+from kit.metrics import scores_by_source
 from kit.model import load_trained, prepare_data
 from kit.progress import Bar
 from kit.prompts import Exam, Renderer, plain_prompt
@@ -96,9 +96,7 @@ def _answer(config: RunConfig, model: Any, renderer: Renderer, rows: list[dict[s
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Scores for all rows and for each source."""
-    sources = sorted({r["source"] for r in rows})
-    per_source = {name: scores([r for r in rows if r["source"] == name]) for name in sources}
-    return {"schema": runs.SCHEMA, "all": scores(rows), "per_source": per_source}
+    return {"schema": runs.SCHEMA} | scores_by_source(rows)
 
 
 def generation_record(rows: list[dict[str, Any]], phases: Phases) -> dict[str, Any]:

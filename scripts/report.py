@@ -9,11 +9,13 @@ def main() -> None:
     config = configure(__doc__ or "")
 
     from kit.console import say
-    from kit.report.tables import comparison_table
+    from kit.report.tables import comparison_table, verdict_table
     from kit.report.write import build
 
-    rows, notes = build(config)
+    rows, notes, found = build(config)
     comparison_table(rows, f"Comparison: {config.name}")
+    if found:
+        verdict_table(found)
     for note in notes:
         say(f"note: {note}")
     say(f"report: {config.report_dir}/report.md")

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kit.errors import UserError
-from kit.metrics import METRICS, bleu_score, bleu_statistics, rouge_statistics, scores
+from kit.metrics import METRICS, as_evaluate, bleu_score, bleu_statistics, chrf_score, chrf_statistics, rouge_statistics, scores, scores_by_source
+
+# Right, wrong, empty and blank answers, and text that tokenisers, lower case and n-gram counting treat in their own ways.
+ODD = [
+    ("a b c d e", "a b c d e"), ("x y z", "a b c"), ("", "a b c"), ("a b c", ""), ("", ""), (" \n\t ", "a"), ("a", "a"), ("a b q d", "a b c d"),
+    ("a b c", "a b c d e f"), ("a a a a a a", "a a b a a"), ("İstanbul ǅ ß ﬁn", "i̇stanbul ǆ SS fin"), ("naïve e\u0301te\u0301", "naïve été"),
+    ("漢字かな 交じり文。", "漢字 交じり文"), ("👩‍👩‍👧 ok 👍🏽", "👩‍👧 ok 👍"), ("a\u00a0b\u2003c\u200bd", "a b c d"), ("\u202eabc\u202c\x00", "abc"),
+    ("3.5 -\n4,000-5 <skipped> &amp;quot;", "3.5-4,000 - 5 &quot;"), ("𝔘𝔫𝔦 K", "Uni k"), ("\ud800 lone", "\ud800 lone surrogate"),
+]  # fmt: skip
 
 
 def rows(pairs: list[tuple[str, str]]) -> list[dict[str, object]]:
@@ -32,7 +45,7 @@ def test_bleu_equals_sacrebleu() -> None:
     assert float(bleu_score(bleu_statistics(rows(pairs)).sum(axis=0))) == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("pair", [("a b c d e", "a b c d e"), ("x y z", "a b c"), ("", "a b c"), ("a", "a"), ("a b q d", "a b c d"), ("a b c", "a b c d e f")])
+@pytest.mark.parametrize("pair", ODD)
 def test_bleu_of_one_sentence_equals_sacrebleu(pair: tuple[str, str]) -> None:
     import sacrebleu
 
@@ -47,6 +60,56 @@ def test_rouge_l_equals_rouge_score() -> None:
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
     expected = [100 * scorer.score(reference, prediction)["rougeL"].fmeasure for prediction, reference in pairs]
     assert rouge_statistics(rows(pairs))[:, 0] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("pair", ODD)
+def test_rouge_l_of_one_reply_equals_rouge_score(pair: tuple[str, str]) -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    expected = 100 * RougeScorer(["rougeL"]).score(pair[1], pair[0])["rougeL"].fmeasure
+    assert rouge_statistics(rows([pair]))[0, 0] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("pairs", [*([pair] for pair in ODD), ODD, random_pairs(150)])
+def test_chrf_equals_sacrebleu(pairs: list[tuple[str, str]]) -> None:
+    import sacrebleu
+
+    expected = sacrebleu.corpus_chrf([p for p, _ in pairs], [[r for _, r in pairs]]).score
+    assert float(chrf_score(chrf_statistics(rows(pairs)).sum(axis=0))) == pytest.approx(expected, abs=1e-9)
+
+
+def test_statistics_equal_sacrebleus_for_every_row() -> None:
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    pairs = [*random_pairs(150), *ODD]
+    texts = [p for p, _ in pairs], [[r for _, r in pairs]]
+    assert bleu_statistics(rows(pairs)).tolist() == BLEU()._extract_corpus_statistics(*texts)
+    assert chrf_statistics(rows(pairs)).tolist() == CHRF()._extract_corpus_statistics(*texts)
+
+
+def test_secondary_metrics() -> None:
+    made = scores(rows([("a b a b", "a b a b"), (" c d\n", "c d"), ("e", "e f g, h"), ("", "i")]))
+    assert made["exact_match"]["value"] == 50
+    assert made["length_ratio"]["value"] == pytest.approx((4 + 2 + 1) / (4 + 2 + 5 + 1))
+    assert made["distinct_1"]["value"] == pytest.approx((2 / 4 + 1 + 1) / 3)
+    assert made["distinct_2"]["value"] == pytest.approx((2 / 3 + 1) / 2)
+    assert {name for name, metric in METRICS.items() if not metric.secondary} == {"bleu4", "rouge_l", "perplexity"}
+
+
+def test_the_length_ratio_is_sacrebleus() -> None:
+    import sacrebleu
+
+    pairs = random_pairs(60)
+    expected = sacrebleu.corpus_bleu([p for p, _ in pairs], [[r for _, r in pairs]])
+    assert scores(rows(pairs))["length_ratio"]["value"] == pytest.approx(expected.sys_len / expected.ref_len)
+
+
+@pytest.mark.parametrize("pair", ODD)
+def test_no_answer_gives_a_number_that_is_none(pair: tuple[str, str]) -> None:
+    for name, score in scores(rows([pair] * 3)).items():
+        ends = [score["value"], score["low"], score["high"]]
+        assert ends == [None] * 3 or all(map(math.isfinite, ends)), name
 
 
 def test_right_wrong_and_empty_answers() -> None:
@@ -85,6 +148,47 @@ def test_scores_that_overflow_are_null() -> None:
     assert scores(made)["perplexity"]["value"] is None
 
 
-def test_nothing_to_score_is_an_error() -> None:
-    with pytest.raises(UserError, match="no prediction"):
-        scores([])
+@pytest.mark.parametrize(("pairs", "message"), [([], "no prediction"), ([("a", "a")], "only one prediction")])
+def test_too_little_to_score_is_an_error(pairs: list[tuple[str, str]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        scores(rows(pairs))
+
+
+def test_the_scores_of_a_source_are_those_of_its_rows() -> None:
+    made = [row | {"source": "ab"[i % 2]} for i, row in enumerate(rows(random_pairs(38)))]
+    both = scores_by_source(made)
+    assert both["all"] == scores(made)
+    for i, source in enumerate("ab"):
+        alone = scores(made[i::2])
+        for name, score in both["per_source"][source].items():
+            assert (score["value"], score["n"], score["signature"]) == (alone[name]["value"], 20, alone[name]["signature"])
+            assert score["low"] == pytest.approx(alone[name]["low"], abs=0.15 * (score["high"] - score["low"]))
+
+
+EVALUATE = """
+import json, sys
+from kit.metrics import METRICS, as_evaluate, scores
+import evaluate
+
+rows = json.load(sys.stdin)
+named = {"prediction": "predictions", "reference": "references"}
+for name, metric in METRICS.items():
+    module = as_evaluate(name)
+    assert isinstance(module, evaluate.Metric)
+    given = {named.get(column, column): [row[column] for row in rows] for column in metric.inputs}
+    for _ in range(2):
+        assert module.compute(**given) == {name: scores(rows)[name]["value"]}, name
+"""
+
+
+def test_evaluate_modules_give_the_same_scores(tmp_path: Path) -> None:
+    """In a process of its own: evaluate imports transformers, which must come after Unsloth where other tests use it."""
+    made = [row | {"nll": float(i)} for i, row in enumerate(rows(random_pairs(20)))]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "HF_METRICS_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", EVALUATE], input=json.dumps(made), env={**os.environ, **offline}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_metric_is_named() -> None:
+    with pytest.raises(UserError, match="did you mean 'bleu4'"):
+        as_evaluate("bleu")

@@ -45,7 +45,7 @@ def made_run(config: RunConfig, predictions: list[str], *, trained: bool = True,
 
 
 def build(config: RunConfig) -> tuple[list[dict[str, object]], list[str], str]:
-    rows, notes = write.build(config)
+    rows, notes, _ = write.build(config)
     return rows, notes, (Path(config.report_dir) / "report.md").read_text(encoding="utf-8")
 
 

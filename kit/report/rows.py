@@ -55,7 +55,7 @@ def _row(folder: Path) -> Row:
     method, _, seed = folder.name.partition("-s")
     number = None if method == BASE or not seed.isdigit() else int(seed)
     row: Row = {"method": method, "seed": number, "run": str(folder), "reason": None, "ranked": False, "gates": {}}
-    row |= dict.fromkeys([*SCORES, "per_source", "generation", "parts", "tried", *list(COLUMNS)[4:]])
+    row |= dict.fromkeys([*SCORES, "per_source", "generation", "parts", "tried", "tokens_supervised", "provenance", "precision", *list(COLUMNS)[4:]])
     row["label"] = METHODS[method].title if method in METHODS else method
     try:
         config = load_config(folder, {})
@@ -67,7 +67,7 @@ def _row(folder: Path) -> Row:
         row["provenance"] = trained.get("provenance") or scored.get("provenance")
         row["precision"] = scored.get("precision") or trained.get("precision")
         row["status"], row["reason"] = _status(config, trained, scored)
-        row |= {k: trained.get(k) for k in ("parts", "tried", "valid_perplexity", "optimizer_state_mib", "energy")}
+        row |= {k: trained.get(k) for k in ("parts", "tried", "tokens_total", "tokens_supervised", "valid_perplexity", "optimizer_state_mib", "energy")}
         row["gates"] = trained.get("gates", {}) | scored.get("gates", {})
         row["ranked"] = row["status"] == "done" and not failed(row["gates"])
         if row["status"] == "done" and not row["ranked"]:

@@ -130,3 +130,21 @@ def comparison_table(rows: Sequence[dict[str, Any]], title: str) -> None:
     for row in rows:
         table.add_row(*(escape(cell(key, row, base)) for key in COLUMNS))
     console.print(table)
+
+
+def verdict_table(found: Sequence[dict[str, Any]]) -> None:
+    """A matrix of what can be said: the row's method against the column's, on each metric."""
+    names = list(dict.fromkeys(m for v in found for m in (v["a"], v["b"])))
+    signs = {"better": "+", "worse": "−", "equivalent": "=", "cannot tell": "?", "different": "≠"}
+    flipped = {"better": "worse", "worse": "better"}
+    said = {(v["a"], v["b"], v["metric"]): v for v in found} | {
+        (v["b"], v["a"], v["metric"]): v | {"verdict": flipped.get(v["verdict"], v["verdict"])} for v in found
+    }
+    metrics = list(dict.fromkeys(v["metric"] for v in found))
+    table = _table("Verdicts, row against column: " + ", ".join(COLUMNS[m].title for m in metrics), ["", *names])
+    for a in names:
+        marks = ["".join(signs[v["verdict"]] for m in metrics if (v := said.get((a, b, m)))) for b in names]
+        starred = ["*" if (v := said.get((a, b, metrics[0]))) and v["confounded"] else "" for b in names]
+        table.add_row(escape(a), *(mark + star or "·" for mark, star in zip(marks, starred, strict=True)))
+    console.print(table)
+    console.print("+ better, − worse, = equivalent, ? cannot tell, * differs in more than the method (see Fairness in report.md)", markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import random
@@ -17,25 +18,27 @@ from kit.files import read_json, read_jsonl, write_json, write_text
 from kit.methods import METHODS
 from kit.report.figures import draw, draw_lengths
 from kit.report.rows import COLUMNS, SCORES, Row, cell, collect, curves, duration, interval, number
+from kit.report.verdicts import ledger, safely
 
 SCHEMA = 1
 SAMPLES = 2
 COSTS = ("peak_memory_gib", "train_wall_s", "tokens_per_s", "trainable_params", "adapter_mib")
 
 
-def build(config: RunConfig) -> tuple[list[Row], list[str]]:
-    """Writes the report of one experiment; returns its rows and warnings."""
+def build(config: RunConfig) -> tuple[list[Row], list[str], list[Row]]:
+    """Writes the report of one experiment; returns its rows, warnings and verdicts."""
     rows = collect(Path(config.runs_dir) / config.name)
     out = Path(config.report_dir)
-    notes = warnings(rows)
+    found, problems = safely(rows)
+    notes = warnings(rows) + problems
     figures = draw(rows, curves(rows), out / "figures")
     stats = config.data_path / "dataset_stats.json"
     figures += [draw_lengths(read_json(stats), out / "figures" / "data_lengths.png")] if stats.exists() else []
-    summary = {"schema": SCHEMA, "recipe": next(iter(used("recipe", rows)), None), "rows": [public(r) for r in rows], "verdicts": [], "warnings": notes}
+    summary = {"schema": SCHEMA, "recipe": next(iter(used("recipe", rows)), None), "rows": [public(r) for r in rows], "verdicts": found, "warnings": notes}
     write_json(out / "summary.json", summary)
     write_text(out / "comparison_table.csv", table_csv(rows))
-    write_text(out / "report.md", "\n".join(markdown(config, rows, notes, [f.relative_to(out).as_posix() for f in figures])) + "\n")
-    return rows, notes
+    write_text(out / "report.md", "\n".join(markdown(config, rows, notes, found, [f.relative_to(out).as_posix() for f in figures])) + "\n")
+    return rows, notes, found
 
 
 def public(row: Row) -> Row:
@@ -67,7 +70,7 @@ def table_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def markdown(config: RunConfig, rows: Sequence[Row], notes: Sequence[str], figures: Sequence[str]) -> list[str]:
+def markdown(config: RunConfig, rows: Sequence[Row], notes: Sequence[str], found: Sequence[Row], figures: Sequence[str]) -> list[str]:
     """report.md as lines."""
     base = next((r for r in rows if r["method"] == "base"), None)
     about = [load_recipe(name)["about"] for name in used("recipe", rows) if name in recipes()]
@@ -75,7 +78,7 @@ def markdown(config: RunConfig, rows: Sequence[Row], notes: Sequence[str], figur
     lines += ["## Comparison", "", *grid([c.title for c in COLUMNS.values()], [[cell(k, r, base) for k in COLUMNS] for r in rows]), ""]
     lines += ["Scores read base → tuned, on a scale of 0–100 (perplexity: 1 is perfect). Time is that of the optimiser steps alone.", ""]
     lines += [f"> **Note:** {escape(note)}" for note in notes] + ([""] if notes else [])
-    lines += ["## Scores with 95% intervals", "", *_scores(rows), ""]
+    lines += [*_verdicts(found), *_ledger(rows), "## Scores with 95% intervals", "", *_scores(rows), ""]
     lines += [line for name in figures for line in (f"![{Path(name).stem.replace('_', ' ')}]({name})", "")]
     lines += [*_replies(rows), "## Sample generations", "", *samples(rows), *_data(config, rows), *_hybrids(rows), *_gates(rows), *_published(rows)]
     lines += _settings(rows)
@@ -90,6 +93,33 @@ def _setting(rows: Sequence[Row]) -> list[str]:
     machine = where["gpu"] or f"CPU ({where['cpu']}; {where['gpu_absent_because']})"
     versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items() if v)
     return [f"Machine: {machine}. Precision: {known['precision']['name']} ({known['precision']['reason']}).", "", f"Versions: {versions}."]
+
+
+def _verdicts(found: Sequence[Row]) -> list[str]:
+    """Each pair of methods on each metric: what can be said about the difference, and how much data would decide what cannot."""
+    if not found:
+        return []
+    heads = ["metric", "a", "b", "a − b", "95% interval", "p (Holm)", "verdict on a", "detectable", "rows to decide"]
+    body = [[COLUMNS[v["metric"]].title, title(v["a"]), title(v["b"]), number(v["delta"], 2), f"[{number(v['low'], 2)}, {number(v['high'], 2)}]",
+             number(v["p_holm"], 4), v["verdict"] + (" (confounded)" if v["confounded"] else ""), number(v["detectable"], 2), number(v["needed"], 0)]
+            for v in found]  # fmt: skip
+    margins = ", ".join(f"{COLUMNS[m].title} {margin:g} {unit}" for m, (margin, unit) in {v["metric"]: (v["margin"], v["unit"]) for v in found}.items())
+    about = (
+        "Paired by test row (bootstrap, 10,000 resamples, Holm-corrected over the whole table). Equivalent: the interval lies within the margin "
+        f"({margins}). Perplexity differences are 100 times those of the logarithm. Detectable: the smallest difference found with 80% power."
+    )
+    return ["## Which differences are real?", "", about, "", *grid(heads, body), ""]
+
+
+def title(method: str) -> str:
+    return METHODS[method].title if method in METHODS else method
+
+
+def _ledger(rows: Sequence[Row]) -> list[str]:
+    """The pairs that are shown but not ranked, with the reasons."""
+    lines = [f"- {escape(a)} and {escape(b)}: {escape('; '.join(reasons))}" for a, b, reasons in ledger(rows)]
+    heading = ["## Fairness", "", "These pairs differ in more than the method; their differences are shown but must not be ranked.", ""]
+    return [*heading, *lines, ""] if lines else []
 
 
 def _scores(rows: Sequence[Row]) -> list[str]:
@@ -133,7 +163,8 @@ def samples(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         path = Path(row["run"]) / "predictions.jsonl"
         if row["status"] == "done" and path.exists():
-            answers[cell("label", row, None)] = {p["id"]: p for p in read_jsonl(path)}
+            with contextlib.suppress(UserError):  # a damaged file is among the notes already
+                answers[cell("label", row, None)] = {p["id"]: p for p in read_jsonl(path)}
     if not answers:
         return ["No run has replies yet.", ""]
     first = next(iter(answers.values()))

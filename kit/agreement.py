@@ -1,0 +1,120 @@
+"""What human scores say: means by run, how raters agree (Krippendorff's alpha, weighted kappa), and what the metrics have to do with them.
+
+Each statistic comes with the number it rests on, or the reason why there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kit.rating import QUESTIONS, Rating
+
+Row = dict[str, Any]
+Array = npt.NDArray[np.float64]
+RESAMPLES = 2000
+
+
+def summary(ratings: Sequence[Rating], metrics: Mapping[str, Mapping[tuple[str, str], float]]) -> Row:
+    """What the scores say, JSON-ready; `metrics` holds per-reply values by name, then by (run, test row id).
+
+    {raters, rated, repeats, stale, criteria: {criterion: {runs: {run: {value, low, high, n}}, alpha, kappa: {"A, B": ...},
+    self_consistency: {rater: ... + exact}, correlation: {metric: ...}}}}; each ... is {value, n, reason}, its value None for the reason given.
+    Repeats count for self-consistency alone; stale ratings are counted and used for nothing.
+    """
+    current = [r for r in ratings if r.runs]
+    used = [c for c in QUESTIONS if any(c in r.scores for r in current)]
+    repeats = sum(r.repeat for r in current)
+    return {
+        "raters": sorted({r.rater for r in current}), "rated": len(current) - repeats, "repeats": repeats, "stale": len(ratings) - len(current),
+        "criteria": {c: _criterion([r for r in current if c in r.scores], c, metrics) for c in used},
+    }  # fmt: skip
+
+
+def _criterion(ratings: Sequence[Rating], criterion: str, metrics: Mapping[str, Mapping[tuple[str, str], float]]) -> Row:
+    replies = {r.item: r for r in ratings if not r.repeat}
+    table: dict[str, dict[str, int]] = {item: {} for item in replies}
+    again: dict[tuple[str, str], int] = {}
+    for r in ratings:
+        if r.repeat:
+            again[r.rater, r.item] = r.scores[criterion]
+        else:
+            table[r.item][r.rater] = r.scores[criterion]
+    means = {item: float(np.mean(list(given.values()))) for item, given in table.items()}
+    raters = sorted({r.rater for r in ratings})
+    pairs = {(a, b): [(given[a], given[b]) for given in table.values() if a in given and b in given] for a, b in combinations(raters, 2)}
+    own = {a: [(table[i][a], v) for (rater, i), v in again.items() if rater == a and a in table.get(i, {})] for a in raters}
+    return {
+        "runs": {run: mean_interval([m for i, m in means.items() if run in replies[i].runs]) for run in sorted({x for r in replies.values() for x in r.runs})},
+        "alpha": alpha([list(given.values()) for given in table.values()]),
+        "kappa": {f"{a}, {b}": weighted_kappa(scores) for (a, b), scores in pairs.items()},
+        "self_consistency": {a: weighted_kappa(s) | {"exact": float(np.mean([x == y for x, y in s])) if s else None} for a, s in own.items()},
+        "correlation": {name: spearman(_points(means, replies, values)) for name, values in metrics.items()},
+    }  # fmt: skip
+
+
+def _points(means: Mapping[str, float], replies: Mapping[str, Rating], values: Mapping[tuple[str, str], float]) -> list[tuple[float, float]]:
+    """(mean human score, metric) of each reply; runs that gave the same reply have the same value and are one point."""
+    found = ((mean, [values[run, replies[i].row] for run in replies[i].runs if (run, replies[i].row) in values]) for i, mean in means.items())
+    return [(mean, same[0]) for mean, same in found if same]
+
+
+def _statistic(value: float | None, n: int, reason: str | None = None) -> Row:
+    return {"value": value, "n": n, "reason": reason}
+
+
+def mean_interval(values: Sequence[float]) -> Row:
+    """The mean of the replies' scores with its 95% percentile bootstrap interval over replies, which a single one does not have."""
+    n, array = len(values), np.asarray(values, dtype=np.float64)
+    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    low, high = np.quantile(weights @ array / n, [0.025, 0.975]).tolist() if n > 1 else (None, None)
+    return {"value": float(array.mean()), "low": low, "high": high, "n": n}
+
+
+def alpha(units: Sequence[Sequence[int]], level: str = "ordinal") -> Row:
+    """Krippendorff's alpha (2011) of nominal, ordinal or interval values; a unit holds the values that its raters gave, n counts those with two.
+
+    Values get places whose squared distance is the level's difference: for ordinal ones the mid-rank in the coincidences' margin.
+    """
+    pairable = [u for u in units if len(u) > 1]
+    values = sorted({v for u in pairable for v in u})
+    if len(values) < 2:
+        return _statistic(None, len(pairable), "all scores are the same" if values else "no reply has scores of two raters")
+    counts = np.array([[list(u).count(v) for v in values] for u in pairable], dtype=np.float64)
+    shares = counts / (counts.sum(axis=1, keepdims=True) - 1)
+    coincidences = shares.T @ counts - np.diag(shares.sum(axis=0))
+    margin = coincidences.sum(axis=0)
+    places = {"nominal": np.eye(len(values)), "ordinal": (np.cumsum(margin) - margin / 2)[:, None], "interval": np.array(values, dtype=np.float64)[:, None]}
+    distance = ((places[level][:, None] - places[level]) ** 2).sum(axis=-1)
+    observed, expected = (coincidences * distance).sum(), margin @ distance @ margin / (margin.sum() - 1)
+    return _statistic(float(1 - observed / expected), len(pairable))
+
+
+def weighted_kappa(pairs: Sequence[tuple[int, int]]) -> Row:
+    """Cohen's kappa with quadratic weights (1968): one minus the mean squared difference over that of all scores of one with all of the other."""
+    if len(pairs) < 2:
+        return _statistic(None, len(pairs), "fewer than 2 replies have both scores")
+    first, second = np.array(pairs, dtype=np.float64).T
+    expected = first.var() + second.var() + (first.mean() - second.mean()) ** 2
+    if expected == 0:
+        return _statistic(None, len(pairs), "all scores are the same")
+    return _statistic(float(1 - ((first - second) ** 2).mean() / expected), len(pairs))
+
+
+def spearman(points: Sequence[tuple[float, float]]) -> Row:
+    """Spearman's rank correlation: Pearson's of the mid-ranks."""
+    if len(points) < 3:
+        return _statistic(None, len(points), "fewer than 3 replies have both values")
+    x, y = (_ranks(np.array(column)) for column in zip(*points, strict=True))
+    if x.std() == 0 or y.std() == 0:
+        return _statistic(None, len(points), "all values of one side are the same")
+    return _statistic(float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1)), len(points))
+
+
+def _ranks(values: Array) -> Array:
+    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[where], dtype=np.float64)

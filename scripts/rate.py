@@ -1,0 +1,44 @@
+"""python scripts/rate.py [--rater NAME]: scores the runs' replies by hand, blind, one key a score; --export and --import do it in a spreadsheet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kit.cli import announce, parser, run
+from kit.config import resolve
+from kit.errors import UserError
+
+
+def main() -> None:
+    options = parser(__doc__ or "")
+    options.add_argument("--rater", default=None, metavar="NAME", help="whose scores these are: names runs/NAME/ratings/RATER.jsonl [rater]")
+    options.add_argument("--items", type=int, default=100, metavar="N", help="replies to rate, in whole test rows, repeats not counted [100]")
+    options.add_argument("--overall", action="store_true", default=False, help="one score instead of fluency, coherence and correctness")
+    options.add_argument("--export", default=None, metavar="FILE.csv", help="write the replies to a blind CSV to be filled elsewhere")
+    options.add_argument("--import", default=None, metavar="FILE.csv", help="read a filled CSV back; needs --rater")
+    flags = options.parse()
+    rater, items, overall, target, filled = (flags.pop(k) for k in ("rater", "items", "overall", "export", "import"))
+    if items <= 0:
+        raise UserError(f"--items must be greater than 0, got {items}")
+    if filled and (target or not rater):
+        raise UserError("--import needs --rater, and no --export")
+    config = resolve(flags)
+    announce(config, flags)
+
+    from kit import rating
+    from kit.console import say
+
+    folder, rater = Path(config.runs_dir) / config.name, rater or "rater"
+    criteria = rating.OVERALL if overall else rating.CRITERIA
+    if filled:
+        say(f"{rating.import_csv(Path(filled), folder, rater)} new ratings by {rater} from {filled}")
+    elif target:
+        cards = rating.deck(rating.evaluated(folder), rater, limit=items, seed=config.data_seed)
+        rating.export_csv(Path(target), cards, criteria)
+        say(f"{len(cards)} replies in {target}; fill in 0 to 5, then: python scripts/rate.py --import {target} --rater NAME")
+    else:
+        rating.rate(folder, rater, criteria=criteria, limit=items, seed=config.data_seed)
+
+
+if __name__ == "__main__":
+    run(main)

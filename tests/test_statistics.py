@@ -1,0 +1,299 @@
+"""Statistics: intervals that cover, tests that err as often as they say, and exact answers where there is one. Studies are simulated with fixed seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from kit import statistics
+from kit.errors import UserError
+from kit.metrics import METRICS, Array, Metric, as_is, ratio
+from kit.statistics import compare, holm, intervals, resampled
+
+MEAN = Metric("mean", True, lambda _: np.empty(0), ratio, str, show=as_is, margin=1.0)
+OPEN = Metric("mean without a margin", True, lambda _: np.empty(0), ratio, str, show=as_is)
+BLEU, PERPLEXITY = METRICS["bleu4"], METRICS["perplexity"]
+N = 300
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many data sets at once, as the metrics of one call, with fewer resamples."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
+
+
+def column(values: Array) -> Array:
+    return np.stack([values, np.ones(len(values))], axis=1)
+
+
+def error(share: float, trials: int) -> float:
+    """Three standard errors of a share seen in so many trials."""
+    return 3 * math.sqrt(share * (1 - share) / trials)
+
+
+def lognormal(rng: np.random.Generator, n: int) -> Array:
+    return 10 * np.exp(rng.normal(0, 0.8, n))
+
+
+def difficulties(rng: np.random.Generator, n: int) -> tuple[Array, Array]:
+    """A reference length and a log odds of matching for each row, heavy-tailed and shared by systems."""
+    return np.maximum(8, rng.lognormal(4, 0.8, n)).astype(int), rng.normal(-0.3, 1, n)
+
+
+def bleu_like(rng: np.random.Generator, lengths: Array, odds: Array) -> Array:
+    """BLEU's statistics of a made system."""
+    replies = np.maximum(4, lengths * rng.uniform(0.5, 1.2, len(lengths))).astype(int)
+    total = replies[:, None] - np.arange(4)
+    share = 1 / (1 + np.exp(-odds - rng.normal(0, 0.5, len(odds))))
+    return np.column_stack([replies, lengths, rng.binomial(total, share[:, None] ** (1 + 0.6 * np.arange(4))), total]).astype(np.float64)
+
+
+def named(tables: Sequence[Array]) -> dict[str, Array]:
+    return {str(i): table for i, table in enumerate(tables)}
+
+
+def coverage(tables: Sequence[Array], metric: Metric, truth: float) -> float:
+    made = intervals([named(tables)], [""] * len(tables[0]), dict.fromkeys(named(tables), metric))["all"]
+    return float(np.mean([score["low"] <= truth <= score["high"] for score in made.values()]))
+
+
+def one(a: Array, b: Array, metric: Metric = MEAN, sources: Sequence[str] | None = None) -> dict[str, object]:
+    return compare({"a": [{"x": a}], "b": [{"x": b}]}, sources or [""] * len(a), {"x": metric})[0]
+
+
+def test_resamples_are_of_the_size_of_each_source_and_paired() -> None:
+    sources = ["a"] * 30 + ["b"] * 10
+    table = np.stack([np.ones(40), np.arange(40.0)], axis=1)
+    drawn = resampled([table, table[:, 1:] * 2], sources)
+    assert (drawn["a"][0][:, 0] == 30).all()
+    assert (drawn["b"][0][:, 0] == 10).all()
+    assert (drawn["a"][1][:, 0] == 2 * drawn["a"][0][:, 1]).all()
+    assert drawn["b"][0][0].tolist() == [10, sum(range(30, 40))]
+    assert drawn["a"][0][1:, 1].var() == pytest.approx(30 * np.arange(30).var(), rel=0.05)
+
+
+def test_resampling_in_parts_gives_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "CHUNK", 1000)
+    assert resampled([np.ones((30, 1))], ["a"] * 30)["a"][0].tolist() == [[30.0]] * 10_001
+
+
+def test_differences_between_sources_do_not_widen_a_stratified_interval() -> None:
+    values = np.random.default_rng(0).normal(0, 1, 200)
+    apart = column(values + np.repeat([0, 100], 100))
+    made = intervals([{"x": apart}], ["a"] * 100 + ["b"] * 100, {"x": MEAN})
+    assert made["all"]["x"]["high"] - made["all"]["x"]["low"] < 0.5
+    assert made["per_source"]["b"]["x"]["value"] == pytest.approx(100 + values[100:].mean())
+    assert (made["all"]["x"]["n"], made["per_source"]["b"]["x"]["n"]) == (200, 100)
+
+
+@pytest.mark.usefixtures("study")
+@pytest.mark.parametrize("n", [200, 600])
+def test_intervals_of_a_mean_cover_the_truth(n: int) -> None:
+    rng = np.random.default_rng(n)
+    tables = [column(lognormal(rng, n)) for _ in range(1000)]
+    assert coverage(tables, MEAN, 10 * math.exp(0.32)) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.usefixtures("study")
+def test_intervals_of_a_corpus_score_cover_the_truth() -> None:
+    rng = np.random.default_rng(2)
+    truth = float(BLEU.score(bleu_like(rng, *difficulties(rng, 1_000_000)).sum(axis=0)))
+    tables = [bleu_like(rng, *difficulties(rng, N)) for _ in range(1000)]
+    assert coverage(tables, BLEU, truth) == pytest.approx(0.95, abs=0.02)
+
+
+def skewed_scores(rng: np.random.Generator, shift: float = 0.0) -> tuple[Array, Array]:
+    shared = rng.normal(50, 20, N)
+    return column(shared + lognormal(rng, N) + shift), column(shared + lognormal(rng, N))
+
+
+def skewed_differences(rng: np.random.Generator) -> tuple[Array, Array]:
+    shared = rng.normal(50, 20, N)
+    return column(shared + rng.exponential(10, N) - 10), column(shared)
+
+
+def equal_systems(rng: np.random.Generator) -> tuple[Array, Array]:
+    lengths, odds = difficulties(rng, N)
+    return bleu_like(rng, lengths, odds), bleu_like(rng, lengths, odds)
+
+
+def found(pairs: Sequence[tuple[Array, Array]], metric: Metric) -> list[dict[str, object]]:
+    a, b = (named(tables) for tables in zip(*pairs, strict=True))
+    return compare({"a": [a], "b": [b]}, ["s", "t", "u"] * (N // 3), dict.fromkeys(a, metric))
+
+
+@pytest.mark.usefixtures("study")
+@pytest.mark.parametrize(("make", "metric"), [(skewed_scores, MEAN), (skewed_differences, MEAN), (equal_systems, BLEU)])
+def test_equal_methods_are_told_apart_one_time_in_twenty(make: object, metric: Metric) -> None:
+    rng = np.random.default_rng(3)
+    wrong = np.mean([c["p"] < 0.05 for c in found([make(rng) for _ in range(1000)], metric)])
+    assert 0.05 - error(0.05, 1000) < wrong < 0.05 + error(0.05, 1000)
+
+
+@pytest.mark.usefixtures("study")
+def test_a_detectable_difference_is_found_four_times_in_five() -> None:
+    rng = np.random.default_rng(4)
+    detectable = float(np.median([c["detectable"] for c in found([skewed_scores(rng) for _ in range(200)], MEAN)]))
+    hits = np.mean([c["p"] < 0.05 for c in found([skewed_scores(rng, detectable) for _ in range(1000)], MEAN)])
+    assert hits == pytest.approx(0.8, abs=error(0.8, 1000))
+
+
+@pytest.mark.usefixtures("study")
+def test_a_family_of_equal_methods_has_one_error_in_twenty() -> None:
+    rng, trials = np.random.default_rng(5), 400
+    shared = rng.normal(50, 20, (trials, N))
+    methods = {name: [named([column(row + lognormal(rng, N)) for row in shared])] for name in "abcd"}
+    made = compare(methods, [""] * N, dict.fromkeys(methods["a"][0], OPEN))
+    families = np.array([c["p"] for c in made]).reshape(trials, 6)
+    assert np.mean([min(ps) < 0.05 for ps in families]) > 0.1
+    assert np.mean([min(holm(ps)) < 0.05 for ps in families]) < 0.05 + error(0.05, trials)
+
+
+@pytest.mark.usefixtures("study")
+@pytest.mark.parametrize(("seeds", "spread"), [(2, 5.0), (3, 1.0), (5, 1.0), (5, 0.0)])
+def test_intervals_over_few_seeds_cover_the_truth(seeds: int, spread: float) -> None:
+    """Rows alone move a method's mean by 1.3; seeds by nothing, as much, or a multiple."""
+    rng, trials = np.random.default_rng(seeds), 400
+    shared = [rng.normal(50, 20, N) for _ in range(trials)]
+
+    def runs() -> list[dict[str, Array]]:
+        own = [rng.normal(0, 10, N) for _ in shared]
+        return [named([column(s + o + rng.normal(0, spread) + rng.normal(0, 5, N)) for s, o in zip(shared, own, strict=True)]) for _ in range(seeds)]
+
+    a, b = runs(), runs()
+    metrics = dict.fromkeys(a[0], MEAN)
+    alone = intervals(a, [""] * N, metrics)["all"].values()
+    paired = compare({"a": a, "b": b}, [""] * N, metrics)
+    for name, made, truth in (("alone", alone, 50), ("paired", paired, 0)):
+        assert {m["over"] for m in made} == {"seeds and examples"}
+        share = np.mean([m["low"] <= truth <= m["high"] for m in made])
+        # Errs on the wide side, as its docstring says.
+        assert 0.95 - error(0.95, trials) < share < 0.995, name
+
+
+def test_a_single_run_borrows_the_variance_of_seeds_unless_it_has_none() -> None:
+    rng = np.random.default_rng(6)
+    shared = rng.normal(50, 10, N)
+    runs = [{"x": column(shared + shift + rng.normal(0, 1, N))} for shift in (-2, 0, 2)]
+    single = [{"x": column(shared + rng.normal(0, 1, N))}]
+    widths = []
+    for untrained in ((), ("b",)):
+        made = compare({"a": runs, "b": single}, [""] * N, {"x": MEAN}, untrained=untrained)[0]
+        assert (made["over"], made["seeds"]) == ("seeds and examples", [3, 1])
+        widths.append(made["high"] - made["low"])
+    assert widths[0] / widths[1] == pytest.approx(2, rel=0.05)  # variances 1 + 1/3 and 1/3 of the seeds'
+    assert compare({"a": single, "b": runs[:1]}, [""] * N, {"x": MEAN})[0]["over"] == "examples"
+
+
+@pytest.mark.parametrize("metric", [BLEU, MEAN, PERPLEXITY])
+def test_identical_systems_are_equivalent(metric: Metric) -> None:
+    rng = np.random.default_rng(7)
+    table = bleu_like(rng, *difficulties(rng, N))
+    made = one(table, table.copy(), metric, ["s", "t", "u"] * (N // 3))
+    assert (made["delta"], made["p"], made["p_holm"], made["verdict"], made["needed"]) == (0, 1, 1, "equivalent", None)
+
+
+def test_without_a_margin_identical_systems_stay_open() -> None:
+    table = column(np.arange(50.0))
+    made = one(table, table, OPEN)
+    assert (made["p"], made["verdict"], made["needed"]) == (1, "cannot tell", None)
+
+
+def test_exchanging_the_methods_turns_everything_round() -> None:
+    rng = np.random.default_rng(8)
+    worse, better = (bleu_like(rng, np.full(N, 50), np.full(N, odds)) for odds in (0.0, 1.0))
+    forth, back = one(better, worse, BLEU), one(worse, better, BLEU)
+    assert (forth["verdict"], back["verdict"]) == ("better", "worse")
+    assert (forth["delta"], forth["low"], forth["high"]) == pytest.approx((-back["delta"], -back["high"], -back["low"]))
+    assert forth["p"] == back["p"] == 1 / 10_001
+
+
+def test_lower_perplexity_is_better_and_its_difference_is_per_cent() -> None:
+    tokens = np.random.default_rng(9).integers(5, 50, N).astype(np.float64)
+    a, b = (np.stack([nll * tokens, tokens], axis=1) for nll in (2.0, 2.1))
+    made = one(a, b, PERPLEXITY)
+    assert (made["verdict"], made["unit"], made["margin"]) == ("better", "log %", 2.0)
+    assert made["delta"] == pytest.approx(-10)
+    assert one(a, a + np.array([0.005, 0]), PERPLEXITY)["verdict"] == "equivalent"
+
+
+def test_a_metric_without_a_better_side_only_tells_differences() -> None:
+    made = one(column(np.arange(50.0) + 20), column(np.arange(50.0) % 7), METRICS["length_ratio"])
+    assert made["verdict"] == "different"
+
+
+def tiled(table: Array, wanted: float) -> Array:
+    """The same rows, repeated to about so many."""
+    return np.tile(table, (round(wanted / len(table)), 1))
+
+
+def spread_round(mean: float) -> Array:
+    """Values with a standard error of 0.58."""
+    values = np.random.default_rng(10).normal(0, 1, N)
+    return 10 * (values - values.mean()) / values.std() + mean
+
+
+def test_the_examples_needed_make_an_open_difference_detectable() -> None:
+    a, b = column(spread_round(0.8)), column(np.zeros(N))
+    made = one(a, b, OPEN)
+    assert made["verdict"] == "cannot tell"
+    then = one(tiled(a, made["needed"]), tiled(b, made["needed"]), OPEN)
+    assert then["detectable"] == pytest.approx(abs(made["delta"]), rel=0.05)
+    assert then["verdict"] == "better"
+
+
+def test_the_examples_needed_fit_a_small_difference_into_the_margin() -> None:
+    a, b = column(spread_round(0.3)), column(np.zeros(N))
+    made = one(a, b)
+    assert made["verdict"] == "cannot tell"
+    verdicts = [one(tiled(a, share * made["needed"]), tiled(b, share * made["needed"]))["verdict"] for share in (0.8, 1.2)]
+    assert verdicts == ["cannot tell", "equivalent"]
+
+
+def test_no_number_of_examples_makes_up_for_seeds() -> None:
+    rng = np.random.default_rng(12)
+    runs = {m: [{"x": column(rng.normal(shift, 1, N))} for shift in (-20, 0, 20 + extra)] for m, extra in (("a", 9), ("b", 0))}
+    made = compare(runs, [""] * N, {"x": OPEN})[0]
+    assert (made["verdict"], made["needed"]) == ("cannot tell", None)
+
+
+def test_holm() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1, 1]
+    assert holm([]) == []
+
+
+def test_one_call_is_one_family_of_the_pairs_asked_for() -> None:
+    rng = np.random.default_rng(13)
+    runs = {m: [{"x": column(rng.normal(0, 1, 50)), "y": column(rng.normal(0, 1, 50))}] for m in "abc"}
+    metrics = {"x": OPEN, "y": OPEN}
+    assert [(c["metric"], c["a"], c["b"]) for c in compare(runs, [""] * 50, metrics)][:4] == [
+        ("x", "a", "b"),
+        ("x", "a", "c"),
+        ("x", "b", "c"),
+        ("y", "a", "b"),
+    ]
+    some = compare(runs, [""] * 50, metrics, pairs=[("c", "a"), ("c", "b")])
+    assert len(some) == 4
+    assert [c["p_holm"] for c in some] == holm([c["p"] for c in some])
+
+
+def test_what_cannot_be_compared_is_an_error() -> None:
+    table = column(np.arange(4.0))
+    with pytest.raises(UserError, match="too few"):
+        one(table[:1], table[:1])
+    with pytest.raises(UserError, match="too few"):
+        one(table, table, sources=list("abcd"))
+    with pytest.raises(UserError, match="a: mean is not finite"):
+        one(column(np.full(4, math.inf)), table)
+    with pytest.raises(UserError, match="same test rows"):
+        compare({"a": [{"x": table}], "b": [{"x": table[:3]}]}, [""] * 4, {"x": MEAN})
+
+
+def test_one_row_of_a_source_has_a_score_and_no_interval() -> None:
+    made = intervals([{"x": column(np.arange(5.0))}], ["a"] * 4 + ["b"], {"x": MEAN})
+    assert made["per_source"]["b"]["x"] == {"value": 4, "low": None, "high": None, "n": 1, "seeds": 1, "over": "examples"}
+    assert made["all"]["x"]["low"] < 2 < made["all"]["x"]["high"]

@@ -1,0 +1,104 @@
+"""Verdicts say only what the predictions support, and no confounded pair passes as a fair one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import made_run
+
+from kit.config import RunConfig
+from kit.files import read_json, write_json
+from kit.report import write
+from kit.report.rows import collect
+from kit.report.tables import verdict_table
+from kit.report.verdicts import ledger, verdicts
+
+Make = Callable[..., RunConfig]
+GOOD, BAD = "the lake is blue", "a hill was red"
+
+
+def replies(share: float, seed: int, n: int = 80) -> list[str]:
+    rng = random.Random(seed)
+    return [GOOD if rng.random() < share else BAD for _ in range(n)]
+
+
+def finished(config: RunConfig, predictions: list[str], **trained: Any) -> Path:
+    """A run with its training record completed by `trained`."""
+    folder = made_run(config, predictions)
+    if config.method != "base":
+        record = read_json(folder / "train.json")
+        write_json(folder / "train.json", record | {"tokens_supervised": 1000} | trained)
+    return folder
+
+
+def said(tiny: Make) -> dict[tuple[str, str, str], dict[str, Any]]:
+    return {(v["a"], v["b"], v["metric"]): v for v in verdicts(collect(tiny().run_dir.parent))}
+
+
+def test_a_clear_difference_a_tie_and_a_doubt(tiny: Make) -> None:
+    finished(tiny("--method", "qlora"), replies(0.9, 1))
+    finished(tiny("--method", "lora"), replies(0.2, 2))
+    finished(tiny("--method", "dora"), replies(0.15, 3))
+    found = said(tiny)
+    assert len(found) == 3 * 3
+    assert found["qlora", "lora", "rouge_l"]["verdict"] == "better"
+    assert found["qlora", "lora", "perplexity"]["verdict"] == "equivalent"  # the same likelihoods
+    assert found["lora", "dora", "rouge_l"]["verdict"] == "cannot tell"
+    assert found["lora", "dora", "rouge_l"]["needed"] > 80
+    assert all(v["confounded"] == [] for v in found.values())
+    assert ledger(collect(tiny().run_dir.parent)) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "trained", "reason"),
+    [
+        (("--epochs", "3"), {}, "epochs 1 and 3.0"),
+        (("--limit-train", "50"), {}, "limit_train None and 50"),
+        ((), {"tokens_supervised": 2000}, "1,000 and 2,000 supervised tokens"),
+        (("--seed", "1"), {}, "other seeds"),
+        ((), {"provenance": {"data": "h", "gpu": "Tesla T4", "cpu": "c", "versions": {"python": "3"}}}, "another GPU"),
+        ((), {"gates": {"moved": {"passed": False, "detail": "0 of 84 trainable tensors changed"}}}, "not ranked; moved: 0 of 84 trainable tensors changed"),
+    ],
+)
+def test_what_differs_beyond_the_method_is_named(tiny: Make, flags: tuple[str, ...], trained: dict[str, Any], reason: str) -> None:
+    finished(tiny("--method", "qlora"), replies(0.9, 1))
+    finished(tiny("--method", "lora", *flags), replies(0.2, 2), **trained)
+    found = said(tiny)
+    assert {tuple(v["confounded"]) for v in found.values()} == {(reason,)}
+    assert ledger(collect(tiny().run_dir.parent)) == [("QLoRA", "LoRA", [reason])]
+
+
+def test_what_makes_the_method_does_not_confound_it(tiny: Make) -> None:
+    """high-rank's rank is the method; the base model has no training settings at all."""
+    made_run(tiny("--method", "base"), replies(0.1, 0))
+    finished(tiny("--method", "lora"), replies(0.5, 1))
+    finished(tiny("--method", "highrank"), replies(0.6, 2))
+    assert {tuple(v["confounded"]) for v in said(tiny).values()} == {()}
+    # The same flag given to both is not the method's either, but equal.
+    assert tiny("--method", "highrank").rank != tiny("--method", "lora").rank
+
+
+def test_the_matrix_and_the_table_show_both_directions(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    finished(tiny("--method", "qlora"), replies(0.9, 1))
+    finished(tiny("--method", "lora", "--epochs", "2"), replies(0.2, 2))
+    _, _, found = write.build(tiny())
+    verdict_table(found)
+    shown = capsys.readouterr().out
+    assert "++=*" in shown
+    assert "−−=*" in shown
+    text = (Path(tiny().report_dir) / "report.md").read_text(encoding="utf-8")
+    assert "| better (confounded) |" in text
+    assert "QLoRA and LoRA: epochs 1 and 2.0" in text
+
+
+def test_a_damaged_predictions_file_does_not_stop_the_report(tiny: Make) -> None:
+    finished(tiny("--method", "qlora"), replies(0.9, 1))
+    folder = finished(tiny("--method", "lora"), replies(0.2, 2))
+    (folder / "predictions.jsonl").write_text('{"id": "alpaca-0", "pred\n')
+    rows, notes, found = write.build(tiny())
+    assert (len(rows), found) == (2, [])
+    assert "not valid JSON" in notes[-1]
