@@ -65,6 +65,7 @@ class RunConfig:
     target_modules: Annotated[tuple[str, ...], "linear layers that get an adapter, repeatable"] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip
+    dora_kernel: Annotated[str, "dora, qdora: kit (row norms kept between optimiser steps) or peft (computed in every forward)"] = "kit"
     update_gap: Annotated[int, "galore, apollo: optimiser steps between new projections"] = 200
     projection_scale: Annotated[float, "galore, apollo: scale of the update that comes back from the projection"] = 0.25
     train_embeddings: Annotated[bool, "full, galore, apollo: train the embeddings too"] = False
@@ -121,7 +122,7 @@ class RunConfig:
 
 
 TRAINING_FIELDS = (
-    "seed", "limit_train", "rank", "alpha", "dropout", "target_modules", "update_gap", "projection_scale", "train_embeddings", "tuned",
+    "seed", "limit_train", "rank", "alpha", "dropout", "target_modules", "update_gap", "projection_scale", "train_embeddings", "tuned", "dora_kernel",
     "epochs", "max_steps", "micro_batch", "accumulation",
     "learning_rate", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "optimizer", "gradient_checkpointing", "save_steps",
 )  # fmt: skip
@@ -241,7 +242,7 @@ def check(config: RunConfig) -> None:
     problems += [f"--valid-per-source must not be negative, got {config.valid_per_source}"] if config.valid_per_source < 0 else []
     shares = ("dropout", "warmup_ratio")
     problems += [f"{flag[f]} must be from 0 to below 1, got {v}" for f in shares if not 0 <= (v := getattr(config, f)) < 1]
-    choices = {"format": FORMATS, "schedule": SCHEDULES, "precision": PRECISIONS, "report_to": TRACKERS}
+    choices = {"format": FORMATS, "schedule": SCHEDULES, "precision": PRECISIONS, "report_to": TRACKERS, "dora_kernel": ("kit", "peft")}
     problems += [unknown(f, getattr(config, f), known) for f, known in choices.items() if getattr(config, f) not in known]
     if config.max_length < 32:
         problems.append(f"--max-length must be at least 32 to hold a prompt and a reply, got {config.max_length}")

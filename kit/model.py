@@ -81,11 +81,21 @@ def attach(model: Any, config: RunConfig) -> Any:
         raise UserError(*problems)
     if config.technique.full:
         return unfreeze(model, config)
-    return import_unsloth().FastModel.get_peft_model(
+    model = import_unsloth().FastModel.get_peft_model(
         model, r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.target_modules),
         bias="none", use_dora=config.technique.adapter == "dora", random_state=config.seed,
         use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
     )  # fmt: skip
+    return fast_dora(model, config)
+
+
+def fast_dora(model: Any, config: RunConfig) -> Any:
+    """The model with its DoRA layers, if any, on the kit's path; it stays an ordinary PEFT model."""
+    if config.technique.adapter == "dora" and config.dora_kernel == "kit":
+        from kit.dora import install
+
+        install(model)
+    return model
 
 
 def unfreeze(model: Any, config: RunConfig) -> Any:
@@ -108,7 +118,7 @@ def load_trained(config: RunConfig) -> tuple[Any, Any, Choice]:
     if config.method != BASE and not config.technique.full:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(saved))
+        model = fast_dora(PeftModel.from_pretrained(model, str(saved)), config)
     import_unsloth().FastModel.for_inference(model)
     return model, tokenizer, chosen
 

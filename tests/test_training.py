@@ -67,6 +67,15 @@ def test_only_what_a_method_trains_has_optimiser_state(tiny: Make) -> None:
     assert states["apollo"] < states["galore"] < 0.7 * states["full"]
 
 
+def test_the_kits_dora_trains_as_pefts_does(tiny: Make, tmp_path: Path) -> None:
+    logs = []
+    for kernel in ("kit", "peft"):
+        config = tiny("--method", "qdora", *SHORT, "--dora-kernel", kernel, "--runs-dir", str(tmp_path / kernel))
+        train(config)
+        logs.append([r["loss"] for r in log(config)])
+    assert logs[0] == pytest.approx(logs[1], rel=1e-3)
+
+
 def test_accumulation_does_not_change_the_trajectory(tiny: Make, tmp_path: Path) -> None:
     """1 x 8, 8 x 1 and 2 x 4 are the same effective batch: the same rows, the same loss but for the order of the sums."""
     curves = []
