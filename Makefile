@@ -34,7 +34,7 @@ RUN = $(PYTHON) scripts
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help setup data base train eval report all compare sweep test lint assets lock clean
+.PHONY: help setup data base train eval report all compare sweep rate bench test lint assets lock clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "; print "Targets:"} /^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -93,6 +93,12 @@ compare: data base ## the same for every one of METHODS, then one report
 
 sweep: data ## the same small learning-rate budget for every one of METHODS, judged on validation rows
 	@set -e; for m in $(filter-out hybrid combined,$(METHODS)); do $(RUN)/sweep.py --method $$m $(FLAGS); done
+
+rate: $(READY) ## score the replies by hand, blind, from 0 to 5 (RATER=your-name)
+	@$(RUN)/rate.py $(FLAGS) $(if $(RATER),--rater $(RATER))
+
+bench: $(READY) ## time both sides of every claim of speed, interleaved (a minute to several each)
+	@set -e; for b in startup metrics generate dora; do $(RUN)/bench.py $$b $(FLAGS); done
 
 test: $(READY) ## the tests (about 5 minutes on 2 cores)
 	@$(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)

@@ -51,15 +51,22 @@ def load_config(folder: Path, places: Mapping[str, str]) -> RunConfig:
 
 def provenance(config: RunConfig, data_hash: str) -> dict[str, Any]:
     """Where a result comes from: code, versions, hardware, seed and data."""
+    return {
+        "git": _git("rev-parse", "HEAD"), "git_dirty": bool(_git("status", "--porcelain")), "versions": versions(), **machine(),
+        "seed": config.seed, "data": data_hash, "model": config.model, "model_revision": config.revision or None,
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str | None]:
+    return {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES}
+
+
+def machine() -> dict[str, str | None]:
+    """GPU (or the reason why there is none), processor and driver."""
     from kit.device import cuda_gpu
 
     gpu, reason = cuda_gpu()
-    return {
-        "git": _git("rev-parse", "HEAD"), "git_dirty": bool(_git("status", "--porcelain")),
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
-        "gpu": gpu.name if gpu else None, "gpu_absent_because": reason or None, "cpu": _cpu(), "driver": _driver(),
-        "seed": config.seed, "data": data_hash, "model": config.model, "model_revision": config.revision or None,
-    }  # fmt: skip
+    return {"gpu": gpu.name if gpu else None, "gpu_absent_because": reason or None, "cpu": _cpu(), "driver": _driver()}
 
 
 def _git(*args: str) -> str | None:

@@ -148,3 +148,13 @@ def verdict_table(found: Sequence[dict[str, Any]]) -> None:
         table.add_row(escape(a), *(mark + star or "·" for mark, star in zip(marks, starred, strict=True)))
     console.print(table)
     console.print("+ better, − worse, = equivalent, ? cannot tell, * differs in more than the method (see Fairness in report.md)", markup=False)
+
+
+def bench_table(found: dict[str, Any]) -> None:
+    """Medians with their spread, and the paired ratios."""
+    table = _table(f"Bench {found['what']}", ["variant", "median", "IQR", "peak memory", "rounds"])
+    for name, v in found["variants"].items():
+        table.add_row(escape(name), *(number(v[k], 3, " s") for k in ("median_s", "iqr_s")), number(v["peak_memory_gib"], 2, " GiB"), str(v["n"]))
+    console.print(table)
+    for pair, ratio in found["ratios"].items():
+        console.print(f"{pair}: {ratio:.2f}", markup=False)
