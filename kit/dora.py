@@ -5,7 +5,7 @@ treats as constants in the backward pass. So n depends on weights alone: it is c
 rows of W + s B A themselves (expanding the square costs as much and loses its digits where W and s B A cancel). PEFT computes it in
 every forward. A row of norm zero, for which PEFT gives NaN, has output zero (plus bias) and no gradient.
 
-Stays PEFT's: parameters, saved files, merging, and layers other than Linear, Linear4bit and Linear8bitLt. A layer returns its base
+Stays PEFT's: parameters, saved files, merging, and layers other than Linear and Linear4bit. A layer returns its base
 layer's dtype, also where PEFT's 4-bit DoRA returns float32 under autocast. With dropout the second product with W is rounded as the
 base layer rounds. Imports PEFT, so Unsloth comes first.
 """
@@ -27,7 +27,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import linear
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-LAYERS = ("Linear", "Linear4bit", "Linear8bitLt")
+LAYERS = ("Linear", "Linear4bit")
 # Numbers worked on at once in float32: what stays in a CPU's cache; on a GPU 128 MiB.
 BLOCK, GPU_BLOCK = 2**19, 2**25
 _steps = [0]
@@ -128,8 +128,9 @@ class KeptNormDora(DoraLinearVariant):  # type: ignore[misc]
 
     def checked(self, out: Any, sums: Any, again: Any) -> Any:
         """The output as the first backward pass needs it: computed again if a kernel has overwritten it since."""
-        self.intact = torch.equal(_sums(out), sums)
-        return out if self.intact else again(self.module())
+        same = torch.equal(_sums(out), sums)
+        self.intact = same and self.intact is not False
+        return out if same else again(self.module())
 
 
 @torch.library.custom_op("kit::dora_scales", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))  # type: ignore[untyped-decorator]
@@ -146,7 +147,7 @@ def _(_handle: Any, weights: Any) -> Any:
 
 
 def _scales(module: Any, scaling: float, a: Any, b: Any, magnitude: Any) -> Any:
-    # Also in inference mode: what is kept serves later training. Autocast passes by operations in place.
+    # Also in inference mode: what is kept serves later training. Autocast leaves operations in place alone.
     with torch.inference_mode(False), torch.no_grad():
         dtype = torch.promote_types(magnitude.dtype, torch.float32)
         a, b, m = a.to(dtype), b.to(dtype), magnitude.to(dtype)
@@ -200,6 +201,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, base: Any, x: Any, a: Any, b: Any, _magnitude: Any, scale: Any, inverse: Any, factor: Any, scaling: float, layer: Any) -> Any:
+        if torch.is_autocast_enabled(x.device.type):  # PEFT has cast x up; LoRA keeps what autocast casts down again.
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         xa = linear(x, a)
         out = _product(base, xa, b, scale, factor)
         ctx.scaling, ctx.layer = scaling, layer if layer is not None and layer.intact is None else None
@@ -225,4 +228,4 @@ class _Product(torch.autograd.Function):
             to_magnitude = to_magnitude + (scaled * kept).sum(0)
         to_xa = to_xa * ctx.scaling
         to_x = (to_xa @ a).reshape(x.shape) if ctx.needs_input_grad[1] else None
-        return to_base, to_x, to_xa.T @ _rows(x).to(xa.dtype), to_b.T * ctx.scaling, to_magnitude * inverse, None, None, None, None, None
+        return to_base, to_x, to_xa.T @ _rows(x), to_b.T * ctx.scaling, to_magnitude * inverse, None, None, None, None, None

@@ -353,6 +353,34 @@ def test_checkpointing_and_accumulation_compute_the_norms_once(computed: list[An
     assert_like(gradients(fresh, *data(1)), expected[1])
 
 
+def kept_bytes(model: Any, x: torch.Tensor, autocast: torch.dtype | None) -> int:
+    """What the forward pass keeps for the backward pass, each memory once and without the model's own."""
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), x]}
+    found: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        found[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", autocast, enabled=autocast is not None):
+        model(x)
+    return sum(size for address, size in found.items() if address not in own)
+
+
+@pytest.mark.parametrize("autocast", [None, BF16])
+def test_what_lora_keeps_and_the_outputs_are_kept(autocast: torch.dtype | None) -> None:
+    from peft import get_peft_model
+
+    dtype = autocast or FP32
+    lora = get_peft_model(Net().to(dtype), dora_config(use_dora=False)).train()
+    model = fast(stock(dtype=dtype))
+    x = torch.randn(2, 512, 64).to(dtype)
+    outputs, scales = 1024 * (128 + 64) * dtype.itemsize, 3 * (128 + 64) * 4
+    for _ in range(2):  # Before and after the layers have seen a backward pass.
+        assert kept_bytes(model, x, autocast) <= kept_bytes(lora, x, autocast) + outputs + 2 * scales
+        gradients(model, *(t.to(dtype) for t in data()), autocast)
+
+
 def hidden_write(x: torch.Tensor) -> torch.Tensor:
     """What Unsloth's rotary kernel does to q: a new view of memory that it has overwritten without telling autograd."""
     return _HiddenWrite.apply(x)
@@ -380,6 +408,22 @@ def test_outputs_may_be_overwritten(dora: Any, write: Any, same: Any, reentrant:
     for seed in range(3):
         assert_like(gradients(model, *data(seed)), expected[seed])
     assert [v.intact for v in dora._installed(model)] == [write is same, True]
+
+
+@pytest.mark.parametrize("overwritten", [0, 1])
+def test_a_layer_used_twice_is_overwritten_once(overwritten: int) -> None:
+    model = fast(stock())
+    x, weights = data()
+    expected = formula(model, torch.cat([x, x]), torch.cat([weights, weights]))
+    for _ in range(3):
+        model.zero_grad()
+        losses = []
+        for use in range(2):
+            model.base_model.model.between = torch.tanh_ if use == overwritten else torch.tanh
+            losses.append((model(x) * weights).sum())
+        sum(losses).backward()
+        for name, p in model.named_parameters():
+            assert not p.requires_grad or torch.allclose(p.grad.double(), expected[name], rtol=1e-3, atol=1e-3), name
 
 
 def test_several_adapters_keep_their_own_norms(dora: Any) -> None:
@@ -449,8 +493,9 @@ def test_copies_have_norms_of_their_own(copied: Callable[[Any], Any]) -> None:
     assert_like(gradients(compiled, *data()), formula(other, *data()))
 
 
-def test_compiled_layers_follow_optimiser_steps(computed: list[Any]) -> None:
-    ours = fast(stock(bias=True))
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_compiled_layers_follow_optimiser_steps(computed: list[Any], four_bit: bool) -> None:
+    ours = fast(stock(bias=True, four_bit=four_bit))
     compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
     for _ in range(3):
         assert_like(gradients(compiled, *data()), formula(ours, *data()))
