@@ -329,10 +329,13 @@ def test_apollos_growth_limit_lets_go_after_a_zero_gradient() -> None:
 
 @pytest.mark.parametrize("projection", [GALORE, APOLLO])
 def test_bfloat16_weights_move_as_float32_ones_do(projection: str) -> None:
-    w, grads = torch.randn(24, 40).bfloat16(), [g.bfloat16().float() for g in gradients((24, 40), 1)]
+    w = torch.randn(24, 40, generator=torch.Generator().manual_seed(1)).bfloat16()
+    grads = [g.bfloat16().float() for g in gradients((24, 40), 1)]
     half, whole = (run(x, grads, **low([], projection)) for x in (w, w.float()))
     assert half[0].dtype == torch.bfloat16
-    assert torch.allclose(half[0].float(), whole[0], rtol=2**-7, atol=1e-6)
+    # Weight and update are rounded, and the update's rounding stays where the two cancel.
+    rounding = float((whole[0] - w.float()).abs().max()) * 2**-7
+    assert torch.allclose(half[0].float(), whole[0], rtol=2**-7, atol=rounding)
     assert not torch.equal(half[0], w)
     assert equal_states(half[1], whole[1])
 
