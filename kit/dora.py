@@ -222,10 +222,10 @@ class _Product(torch.autograd.Function):
         for to, rows, kept, low, to_low in _blocks(_rows(to_base), _rows(g), _rows(out), _rows(xa), to_xa):
             scaled = rows * scale
             to.copy_(scaled)
-            narrow = scaled.to(xa.dtype)
+            narrow = to if to.dtype == xa.dtype else scaled.to(xa.dtype)
             torch.mm(narrow, b, out=to_low)
             to_b = to_b + low.T @ narrow
-            to_magnitude = to_magnitude + (scaled * kept).sum(0)
+            to_magnitude = to_magnitude + scaled.mul_(kept).sum(0)
         to_xa = to_xa * ctx.scaling
         to_x = (to_xa @ a).reshape(x.shape) if ctx.needs_input_grad[1] else None
         return to_base, to_x, to_xa.T @ _rows(x), to_b.T * ctx.scaling, to_magnitude * inverse, None, None, None, None, None
