@@ -88,7 +88,7 @@ def _overlaps(pairs: Sequence[tuple[Sequence[Any], Sequence[Any]]], order: int) 
     for n in range(order):
         fits = left[start] > n
         start = start[fits]
-        grams, rank = np.unique(rank[fits] * (len(number) + 1) + symbols[start + n], return_inverse=True)
+        grams, rank = np.unique(rank[fits] * len(number) + symbols[start + n], return_inverse=True)
         predicted = side[start] % 2 == 0
         both = np.minimum(np.bincount(rank[predicted], minlength=len(grams)), np.bincount(rank[~predicted], minlength=len(grams)))
         pair = np.zeros(len(grams), dtype=np.int64)

@@ -21,7 +21,7 @@ ODD = [
     ("a b c d e", "a b c d e"), ("x y z", "a b c"), ("", "a b c"), ("a b c", ""), ("", ""), (" \n\t ", "a"), ("a", "a"), ("a b q d", "a b c d"),
     ("a b c", "a b c d e f"), ("a a a a a a", "a a b a a"), ("İstanbul ǅ ß ﬁn", "i̇stanbul ǆ SS fin"), ("naïve e\u0301te\u0301", "naïve été"),
     ("漢字かな 交じり文。", "漢字 交じり文"), ("👩‍👩‍👧 ok 👍🏽", "👩‍👧 ok 👍"), ("a\u00a0b\u2003c\u200bd", "a b c d"), ("\u202eabc\u202c\x00", "abc"),
-    ("3.5 -\n4,000-5 <skipped> &amp;quot;", "3.5-4,000 - 5 &quot;"), ("𝔘𝔫𝔦 K", "Uni k"), ("\ud800 lone", "\ud800 lone surrogate"),
+    ("3.5 -\n4,000-5 <skipped> &amp;quot;", "3.5-4,000 - 5 &quot;"), ("𝔘𝔫𝔦 K", "Uni k"), ("\ud800 lone", "\ud800 lone surrogate"), ("end-\n", "end-"),
 ]  # fmt: skip
 
 
@@ -141,6 +141,11 @@ def test_the_interval_of_a_mean_has_the_textbook_width() -> None:
     score = scores(made)["perplexity"]
     width = math.log(score["high"]) - math.log(score["low"])
     assert width == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+
+
+def test_an_interval_ends_with_the_scale() -> None:
+    made = scores(rows([("a b c d e", "a b c d e"), ("a b c d e", "a b c d e"), ("x", "y")]))
+    assert (made["rouge_l"]["low"], made["rouge_l"]["high"]) == (0, 100)
 
 
 def test_scores_that_overflow_are_null() -> None:
