@@ -178,6 +178,11 @@ def _blocks(*tensors: Any) -> Iterable[Any]:
     return zip(*(t.split(size) for t in tensors), strict=True)
 
 
+def _widened(tensor: Any, scale: Any) -> Any:
+    """On a CPU, arithmetic between dtypes is slower than a cast; a GPU casts as it reads."""
+    return tensor.to(scale.dtype) if tensor.device.type == "cpu" else tensor
+
+
 def _sums(out: Any) -> Any:
     return _rows(out).sum(0, dtype=torch.promote_types(out.dtype, torch.float32))
 
@@ -187,7 +192,7 @@ def _product(base: Any, xa: Any, b: Any, scale: Any, factor: Any) -> Any:
     b = (b * factor[:, None]).to(xa.dtype)
     out = base.new_empty(base.shape)
     for to, rows, low in _blocks(_rows(out), _rows(base), _rows(xa)):
-        torch.addcmul(linear(low, b), rows, scale, out=to)
+        torch.addcmul(_widened(linear(low, b), scale), _widened(rows, scale), scale, out=to)
     return out
 
 
@@ -220,12 +225,12 @@ class _Product(torch.autograd.Function):
         to_b: Any = 0
         to_magnitude: Any = 0
         for to, rows, kept, low, to_low in _blocks(_rows(to_base), _rows(g), _rows(out), _rows(xa), to_xa):
-            scaled = rows * scale
+            scaled = _widened(rows, scale) * scale
             to.copy_(scaled)
             narrow = to if to.dtype == xa.dtype else scaled.to(xa.dtype)
             torch.mm(narrow, b, out=to_low)
             to_b = to_b + low.T @ narrow
-            to_magnitude = to_magnitude + scaled.mul_(kept).sum(0)
+            to_magnitude = to_magnitude + scaled.mul_(_widened(kept, scale)).sum(0)
         to_xa = to_xa * ctx.scaling
         to_x = (to_xa @ a).reshape(x.shape) if ctx.needs_input_grad[1] else None
         return to_base, to_x, to_xa.T @ _rows(x), to_b.T * ctx.scaling, to_magnitude * inverse, None, None, None, None, None
