@@ -15,7 +15,7 @@ from kit.errors import UserError
 from kit.resources import Phases, clock
 
 Variants = Mapping[str, Callable[[], object]]
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 # Layer widths of gemma-3-1b; two layers and a small vocabulary, so that the adapted layers are what is timed.
 WIDE = {"hidden_size": 1152, "intermediate_size": 6912, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "num_hidden_layers": 2,
         "vocab_size": 2048, "query_pre_attn_scalar": 256}  # fmt: skip
