@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -63,16 +64,16 @@ def _tokenizer() -> Any:
 
 
 @lru_cache(maxsize=2**17)
-def _tokenized(text: str) -> str:
-    return str(_tokenizer()(text))
+def _tokens(text: str) -> tuple[str, ...]:
+    return tuple(str(_tokenizer()(text)).split())
 
 
 def words(text: str) -> list[str]:
     """sacreBLEU's 13a tokens. Its rules look no further than the next space, so a text's words are tokenised once each, which is much faster."""
     text = text.rstrip()
     if "-\n" in text or "<skipped>" in text:  # these are taken out first, and may join words
-        return _tokenized(text).split()
-    return " ".join(map(_tokenized, text.replace("\n", " ").split(" "))).split()
+        return list(_tokens(text))
+    return list(chain.from_iterable(map(_tokens, text.replace("\n", " ").split(" "))))
 
 
 def overlaps(pairs: Sequence[tuple[Sequence[Any], Sequence[Any]]], order: int) -> Array:
@@ -85,8 +86,9 @@ def overlaps(pairs: Sequence[tuple[Sequence[Any], Sequence[Any]]], order: int) -
 
 def _overlaps(pairs: Sequence[tuple[Sequence[Any], Sequence[Any]]], order: int) -> Array:
     sequences = [symbols for pair in pairs for symbols in pair]
-    number: dict[Any, int] = {}
-    symbols = np.array([number.setdefault(s, len(number)) for sequence in sequences for s in sequence], dtype=np.int64)
+    flat = list(chain.from_iterable(sequences))
+    number = {symbol: i for i, symbol in enumerate(dict.fromkeys(flat))}
+    symbols = np.fromiter(map(number.__getitem__, flat), dtype=np.int64, count=len(flat))
     lengths = np.array([len(s) for s in sequences])
     side = np.repeat(np.arange(len(sequences)), lengths)  # 2i is the prediction of pair i, 2i + 1 its reference
     left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(symbols))
