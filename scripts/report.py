@@ -12,8 +12,8 @@ def main() -> None:
     from kit.report.tables import comparison_table, verdict_table
     from kit.report.write import build
 
-    rows, notes, found = build(config)
-    comparison_table(rows, f"Comparison: {config.name}")
+    results, notes, found = build(config)
+    comparison_table(results.shown, found, f"Comparison: {config.name}")
     if found:
         verdict_table(found)
     for note in notes:
