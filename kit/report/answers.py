@@ -55,14 +55,14 @@ class Results:
     @property
     def shown(self) -> list[Row]:
         """One row a method: its mean where there is one, in place of the runs that went into it."""
-        by_method = {m["method"]: m for m in self.means}
         inside = {run for m in self.means for run in m["runs"]}
-        out: list[Row] = []
-        for row in self.rows:
-            mean = by_method.pop(row["method"], None)
-            out += [mean] if mean else []
-            out += [] if row["run"] in inside else [row]
-        return out
+        return [r for r in self.every if r["run"] not in inside]
+
+    @property
+    def every(self) -> list[Row]:
+        """All runs, and before a method's first one its mean."""
+        by_method = {m["method"]: m for m in self.means}
+        return [r for row in self.rows for r in (by_method.pop(row["method"], None), row) if r]
 
     def groups(self) -> dict[str, list[Row]]:
         """The runs whose answers can be compared, by method."""
@@ -167,7 +167,7 @@ def mean(rows: Sequence[Row], scores: Mapping[str, Any]) -> Row:
         value = _average([plain(r, metric) for r in rows])
         out[metric] = None if value is None else {"value": value, "low": None, "high": None}
     reasons = dict.fromkeys(r["reason"] for r in rows if r["reason"])
-    out["label"] += f" (mean of {len(rows)} seeds)"
+    out["label"] += f" ({len(rows)} seeds)"
     return out | {"ranked": all(r["ranked"] for r in rows), "reason": "; ".join(reasons) or None}
 
 

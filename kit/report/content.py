@@ -13,7 +13,7 @@ from kit.report import about, study
 from kit.report.answers import Results
 from kit.report.blocks import Block, Bullets, Cell, Figure, Heading, Paragraph, Sample, Samples, Table
 from kit.report.rows import COLUMNS, MISSING, SCORES, SECONDARY, Row, cell, interval, number, plain, title
-from kit.report.verdicts import Verdict, best, both_ways, ledger
+from kit.report.verdicts import Verdict, best, both_ways, by_reason, ledger
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,8 @@ class Inputs:
 
 def document(given: Inputs) -> list[Block]:
     """The whole report; the headline answer comes first."""
-    rows, shown = given.results.rows, given.results.shown
+    rows, shown, every = given.results.rows, given.results.shown, given.results.every
     unfair = ledger(given.results)
-    every = [*rows, *given.results.means]
     n = next((v["n"] for v in given.found), None)
     figures = {f.name: f for f in given.figures}
     front: list[Block] = [figures.pop("memory_vs_performance")] if "memory_vs_performance" in figures else []
@@ -57,7 +56,10 @@ def comparison(rows: Sequence[Row], found: Sequence[Verdict]) -> list[Block]:
     winners = {m: best(rows, said, m) for m in SCORES}
     body = [[Cell(cell(k, r, base), plain(r, k) if k != "label" else None, k in SCORES and winners[k] == r["method"] and r["ranked"]) for k in COLUMNS]
             for r in rows]  # fmt: skip
-    caption = "Scores read base → tuned, from 0 to 100 (perplexity: 1 is perfect). Time is that of the optimiser steps alone."
+    caption = (
+        "Scores read base → tuned, from 0 to 100 (perplexity: 1 is perfect). Time is that of the optimiser steps alone. A row over several seeds is "
+        "their mean."
+    )
     return [Heading("Comparison"), Table([c.title for c in COLUMNS.values()], body, caption, wide=True)]
 
 
@@ -80,13 +82,11 @@ def verdict_table(found: Sequence[Verdict]) -> list[Block]:
 
 def fairness(unfair: Sequence[tuple[str, str, list[str]]]) -> list[Block]:
     """The pairs that are shown but not ranked, by their reasons."""
-    grouped: dict[str, list[str]] = {}
-    for a, b, reasons in unfair:
-        grouped.setdefault("; ".join(reasons), []).append(f"{a} and {b}")
+    grouped = by_reason(unfair)
     if not grouped:
         return []
     text = "These pairs differ in more than the method; their differences are shown but not ranked."
-    return [Heading("Fairness", 3), Paragraph(text), Bullets([f"{', '.join(pairs)}: {reasons}" for reasons, pairs in grouped.items()])]
+    return [Heading("Fairness", 3), Paragraph(text), Bullets(grouped)]
 
 
 def scores(rows: Sequence[Row]) -> list[Block]:

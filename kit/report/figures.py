@@ -207,6 +207,7 @@ def _boxes(bars: Mapping[str, Sequence[float]], label: str) -> Any:
         axes.plot([p50] * 2, [at - 0.3, at + 0.3], color="black", linewidth=2)
     axes.set_yticks(range(len(bars)), list(bars))
     axes.invert_yaxis()
+    axes.set_xlim(left=0)
     axes.set_xlabel(label)
     return figure
 

@@ -24,6 +24,10 @@ def names(items: Sequence[str]) -> str:
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
+def sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def called(metrics: Sequence[str]) -> str:
     return names([COLUMNS[m].title for m in metrics])
 
@@ -74,7 +78,7 @@ def pair(rows: Sequence[Row], said: Said, a: str, b: str) -> str:
     if not found:
         return f"{title(a)} and {title(b)} cannot be compared yet (see the notes)."
     if reasons := found[0]["confounded"]:
-        return f"{title(a)} and {title(b)} differ in more than the method ({'; '.join(reasons)}), so neither is ranked above the other."
+        return f"{sentence(title(a))} and {title(b)} differ in more than the method ({'; '.join(reasons)}), so neither is ranked above the other."
     if sum(v["verdict"] == "worse" for v in found) > sum(v["verdict"] == "better" for v in found) and b != BASE:
         return pair(rows, said, b, a)
     parts = []
@@ -107,8 +111,10 @@ def _field(rows: Sequence[Row], said: Said, tuned: Sequence[str]) -> str:
     parts = [f"{title(w)} is better than every other ranked method on {called([m for m in SCORES if winners[m] == w])}"
              for w in dict.fromkeys(w for w in winners.values() if w)]  # fmt: skip
     if open_ones := [m for m in SCORES if not winners[m]]:
-        parts.append(f"no method is shown to be better than all others on {called(open_ones)}")
-    parts += [f"{title(r['method'])} needs the least {COST[key][0]}, {COST[key][1](r[key])}" for key in COST if (r := cheapest(rows, tuned, key))]
+        where = "any metric" if len(open_ones) == len(SCORES) else " or ".join(COLUMNS[m].title for m in open_ones)
+        parts.append(f"no method is shown to be better than all others on {where}")
+    fair = len(families(said, tuned)) == 1
+    parts += [f"{title(r['method'])} needs the least {COST[key][0]}, {COST[key][1](r[key])}" for key in COST if fair and (r := cheapest(rows, tuned, key))]
     pairs = [v for (a, b, m), v in said.items() if m == SCORES[0] and a < b]
     unfair = sum(bool(v["confounded"]) for v in pairs)
     text = f"On this data {'; '.join(parts)}."
@@ -141,7 +147,7 @@ def results(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
             if those := [f"{title(v['a'])} and {title(v['b'])}" for v in fair if v["verdict"] == verdict]:
                 parts.append(f"{words}: {'; '.join(those)}" if verdict == "cannot tell" else f"{words} {'; '.join(those)}")
         if parts:
-            out.append(f"{COLUMNS[metric].title}. " + ". ".join(p[0].upper() + p[1:] for p in parts) + ".")
+            out.append(f"{COLUMNS[metric].title}. " + ". ".join(map(sentence, parts)) + ".")
     return out or ["No two runs can be compared yet."]
 
 
@@ -185,28 +191,45 @@ def _seeds(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
 
 
 def recommendation(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
-    """What to use, as far as verdicts and measured costs carry."""
+    """What to use, as far as verdicts and measured costs carry; methods that cannot fairly be compared are recommended apart or not at all."""
     said, tuned = both_ways(found), [r["method"] for r in contenders(rows)]
+    last = [f"{BUILT_IN} This recommendation shows its form alone."] if built_in(rows) else []
     if not tuned:
         return ["There is no recommendation, because no tuned method can be ranked."]
-    fair = [(a, b) for a in tuned for b in tuned if a != b and (v := said.get((a, b, SCORES[0]))) and not v["confounded"]]
-    front = [a for a in tuned if not any(ahead(said, b, a) for b in tuned if b != a)]
-    out = []
     if len(tuned) == 1:
-        out.append(f"{title(tuned[0])} is the only method here, so this says whether it is worth using and not whether another is better.")
-    elif not fair:
-        return ["There is no recommendation: no two methods can fairly be ranked (see Fairness)."]
-    elif len(front) == 1:
-        out.append(f"Use {title(front[0])}: no method is shown to be ahead of it, and each of the others is behind one (better on a metric, worse on none).")
+        only = f"{title(tuned[0])} is the only method that can be ranked: this says whether it is worth using, and not whether another would be better."
+        return [sentence(only), _against_base(said, tuned[0]), *last]
+    fair = families(said, tuned)
+    out = [text for family in fair if len(family) > 1 for text in _within(rows, said, family, alone=len(fair) == 1)]
+    if apart := [title(f[0]) for f in fair if len(f) == 1]:
+        out.append(f"Not ranked against any other method (see Fairness): {names(apart)}.")
+    if not any(len(f) > 1 for f in fair):
+        out.append("There is no recommendation, because no two methods can fairly be ranked.")
+    return out + last
+
+
+def families(said: Said, methods: Sequence[str]) -> list[list[str]]:
+    """The methods in groups within which all pairs are fair; a method joins the first group that it fits."""
+    out: list[list[str]] = []
+    for m in methods:
+        fits = (f for f in out if all((v := said.get((m, other, SCORES[0]))) and not v["confounded"] for other in f))
+        if (home := next(fits, None)) is not None:
+            home.append(m)
+        else:
+            out.append([m])
+    return out
+
+
+def _within(rows: Sequence[Row], said: Said, family: Sequence[str], *, alone: bool) -> list[str]:
+    front = [a for a in family if not any(ahead(said, b, a) for b in family if b != a)]
+    among = "" if alone else f"Among {names([title(m) for m in family])}: "
+    if len(front) == 1:
+        text = f"Use {title(front[0])}: none is shown to be ahead of it, and each other one is behind some method (worse on a metric, better on none)."
     elif front:
-        out.append(f"The scores alone do not decide between {names([title(m) for m in front])}: none of them is shown to be ahead of another. {_by_cost(rows, front)}")
+        text = f"The scores do not decide between {names([title(m) for m in front])}: none is shown to be ahead of another. {_by_cost(rows, front)}"
     else:
-        out.append("The verdicts contradict each other; there is no recommendation.")
-    out += _price(rows, said, tuned, front)
-    out += [_against_base(said, m) for m in front]
-    if unfair := [f"{title(a)} and {title(b)}" for a in front for b in tuned if tuned.index(a) < tuned.index(b) and (a, b) not in fair]:
-        out.append(f"Not ranked against each other, because they differ in more than the method: {'; '.join(unfair)}.")
-    return out + ([BUILT_IN + " This recommendation shows its form alone."] if built_in(rows) else [])
+        return [f"{among}the verdicts contradict each other, and there is no recommendation."]
+    return [among + text, *_price(rows, said, family, front), *(sentence(_against_base(said, m)) for m in front)]
 
 
 def _by_cost(rows: Sequence[Row], front: Sequence[str]) -> str:

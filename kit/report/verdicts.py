@@ -82,6 +82,14 @@ def ledger(results: Results) -> list[tuple[str, str, list[str]]]:
     return [(title(a), title(b), reasons) for a, b, reasons in pairs if reasons]
 
 
+def by_reason(unfair: Sequence[tuple[str, str, list[str]]]) -> list[str]:
+    """A line for each set of reasons, with all the pairs that it keeps apart."""
+    grouped: dict[str, list[str]] = {}
+    for a, b, reasons in unfair:
+        grouped.setdefault("; ".join(reasons), []).append(f"{a} and {b}")
+    return [f"{', '.join(pairs)}: {reasons}" for reasons, pairs in grouped.items()]
+
+
 FLIPPED = {"better": "worse", "worse": "better"}
 
 

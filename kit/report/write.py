@@ -37,7 +37,7 @@ def build(config: RunConfig) -> tuple[Results, list[str], list[Verdict]]:
     except UserError as error:
         rated, notes = None, [*notes, *error.problems]
     figures = draw(results, rated, stats, out / "figures")
-    rows = [*results.rows, *results.means]
+    rows = results.every
     summary = {"schema": SCHEMA, "recipe": next(iter(values("recipe", rows)), None), "rows": [public(r) for r in rows], "verdicts": found, "human": rated}
     write_json(out / "summary.json", summary | {"warnings": notes})
     write_text(out / "comparison_table.csv", table_csv(rows))
