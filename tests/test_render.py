@@ -164,8 +164,8 @@ def test_pdf_breaks_tables_between_pages_and_columns_and_numbers_its_pages(figur
     pypdf = pytest.importorskip("pypdf")
     long = Table(["name", "score"], [[Cell(f"row{n}"), Cell(f"{n}.25", n)] for n in range(150)])
     wide = Table(["setting", *(f"head{n}" for n in range(40))], [[Cell("learning_rate"), *(Cell(f"value{n}of40") for n in range(40))]], texts=41, wide=True)
-    hash_ = "0123456789abcdef" * 4
-    made = pdf.render("The title", [Heading("Long"), long, Heading("Wide"), wide, Paragraph(hash_), Figure("small", "seen")], figures)
+    unbroken = "0123456789abcdef" * 20
+    made = pdf.render("The title", [Heading("Long"), long, Heading("Wide"), wide, Paragraph(unbroken), Figure("small", "seen")], figures)
     reader = pypdf.PdfReader(io.BytesIO(made))
     text = pages(made)
     assert len(text) >= 3
@@ -175,7 +175,8 @@ def test_pdf_breaks_tables_between_pages_and_columns_and_numbers_its_pages(figur
     assert not [n for n in range(150) if f"row{n}" not in every]
     assert not [n for n in range(40) if squeezed(f"value{n}of40") not in squeezed(every)]
     assert every.count("learning_rate") > 1, "each part of a wide table repeats the first column"
-    assert hash_ in squeezed(every)
+    assert unbroken not in every, "a word longer than a line is broken"
+    assert unbroken in squeezed(every)
     assert [o["/Title"] for o in reader.outline if not isinstance(o, list)] == ["Long", "Wide"]
     assert not [image for page in reader.pages for image in page.images], "figures are vector"
     starts: list[float] = []
