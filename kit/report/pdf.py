@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from kit.rating import printable
 from kit.report.blocks import BEST, Block, Figure, plain
@@ -27,8 +26,7 @@ def render(title: str, blocks: Sequence[Block], figures: Path) -> bytes:
     text = json.dumps(data, ensure_ascii=False)
     if missing := uncovered({c for c in text if c > "~"}):
         text = text.translate({ord(c): f"<U+{ord(c):04X}>" for c in missing})
-    fonts = [str(folder) for folder in font_folders()]
-    made = typst.compile(Path(__file__).with_name("report.typ").read_bytes(), font_paths=fonts, ignore_system_fonts=True, sys_inputs={"data": text})
+    made = typst.compile(Path(__file__).with_name("report.typ"), font_paths=font_folders(), ignore_system_fonts=True, sys_inputs={"data": text})
     assert isinstance(made, bytes)
     return made
 
@@ -51,7 +49,7 @@ def uncovered(characters: set[str]) -> set[str]:
 
 def _charsets() -> Iterator[frozenset[int]]:
     """The code points of each font, the likeliest first: reading all takes a second."""
-    files = [file for folder in font_folders() for file in sorted(folder.iterdir()) if file.name.startswith(("Noto", "DejaVuSans."))]
+    files = [file for folder in font_folders() for file in sorted(folder.iterdir()) if file.name.startswith(("Noto", "DejaVuSans.", "STIXGeneral."))]
     for file in sorted(files, key=lambda f: (f.suffix == ".ttc", not f.name.startswith("NotoSans["), f.name)):
         yield _charset(file)
 
@@ -60,5 +58,5 @@ def _charsets() -> Iterator[frozenset[int]]:
 def _charset(file: Path) -> frozenset[int]:
     from fontTools.ttLib import TTCollection, TTFont
 
-    font: Any = TTCollection(file, lazy=True).fonts[0] if file.suffix == ".ttc" else TTFont(file, lazy=True)
-    return frozenset(font.getBestCmap())
+    with (TTCollection if file.suffix == ".ttc" else TTFont)(file, lazy=True) as font:
+        return frozenset((font.fonts[0] if file.suffix == ".ttc" else font).getBestCmap())
