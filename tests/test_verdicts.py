@@ -12,8 +12,9 @@ from test_report import made_run
 
 from kit.config import RunConfig
 from kit.files import read_json, write_json
-from kit.report import write
+from kit.report import markdown, write
 from kit.report.answers import gather
+from kit.report.content import document
 from kit.report.tables import verdict_table
 from kit.report.verdicts import best, both_ways, ledger, verdicts
 
@@ -85,12 +86,12 @@ def test_what_makes_the_method_does_not_confound_it(tiny: Make) -> None:
 def test_the_matrix_and_the_table_show_both_directions(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
     finished(tiny("--method", "qlora"), replies(0.9, 1))
     finished(tiny("--method", "lora", "--epochs", "2"), replies(0.2, 2))
-    _, _, found = write.build(tiny())
-    verdict_table(found)
+    given = write.inputs(tiny())
+    verdict_table(given.found)
     shown = capsys.readouterr().out
     assert "++=*" in shown
     assert "−−=*" in shown
-    text = (Path(tiny().report_dir) / "report.md").read_text(encoding="utf-8")
+    text = markdown.render("", document(given))
     assert "| better (confounded) |" in text
     assert "QLoRA and LoRA: epochs 1 and 2.0" in text
 

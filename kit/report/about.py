@@ -123,9 +123,9 @@ def settings(rows: Sequence[Row]) -> list[Block]:
     body = [[Cell(k), *(Cell(_value(c.get(k))) for c in known.values())] for k in differing]
     table: list[Block] = [Table(["setting", *map(title, known)], body, texts=1, wide=True)] if body else []
     first = next(iter(known.values()))
-    common = "; ".join(f"{k} {_value(first.get(k))}" for k in keys if k not in differing)
+    common = textwrap.fill("; ".join(f"{k} {_value(first.get(k))}" for k in keys if k not in differing), 110, break_on_hyphens=False, break_long_words=False)
     intro = Paragraph("What differs between the methods:" if body else "The methods differ in no setting.")
-    return [Heading("Settings"), intro, *table, Paragraph("The same for all:"), Code(textwrap.fill(common, 110, break_on_hyphens=False, break_long_words=False))]
+    return [Heading("Settings"), intro, *table, Paragraph("The same for all:"), Code(common)]
 
 
 def _value(value: Any) -> str:
@@ -151,7 +151,8 @@ def reproduce(rows: Sequence[Row], manifest: Mapping[str, Any] | None) -> list[B
     hashes = [f"data manifest: {h}" for h in sorted({p["data"] for p in known if p.get("data")})]
     hashes += [f"{name}: {f['sha256']}" for name, f in (manifest or {}).get("files", {}).items()]
     hashes += [f"model revision: {h}" for h in sorted({p["model_revision"] for p in known if p.get("model_revision")})]
-    return [Heading("How to reproduce"), Code("\n".join(lines)), *([Paragraph("SHA-256 of what the runs were made from:"), Code("\n".join(hashes))] if hashes else [])]
+    made_from: list[Block] = [Paragraph("SHA-256 of what the runs were made from:"), Code("\n".join(hashes))] if hashes else []
+    return [Heading("How to reproduce"), Code("\n".join(lines)), *made_from]
 
 
 def _command(config: Mapping[str, Any]) -> tuple[str, str]:

@@ -25,6 +25,7 @@ class Inputs:
     notes: Sequence[str]
     figures: Sequence[Figure]
     manifest: Mapping[str, Any] | None
+    stats: Mapping[str, Any] | None
     rated: Row | None
 
 
@@ -57,8 +58,7 @@ def comparison(rows: Sequence[Row], found: Sequence[Verdict]) -> list[Block]:
     body = [[Cell(cell(k, r, base), plain(r, k) if k != "label" else None, k in SCORES and winners[k] == r["method"] and r["ranked"]) for k in COLUMNS]
             for r in rows]  # fmt: skip
     caption = (
-        "Scores read base → tuned, from 0 to 100 (perplexity: 1 is perfect). Time is that of the optimiser steps alone. A row over several seeds is "
-        "their mean."
+        "Scores read base → tuned, from 0 to 100 (perplexity: 1 is perfect). Time is that of the optimiser steps alone. A row over several seeds is their mean."
     )
     return [Heading("Comparison"), Table([c.title for c in COLUMNS.values()], body, caption, wide=True)]
 
@@ -152,7 +152,8 @@ def human(rows: Sequence[Row], rated: Row | None) -> list[Block]:
         found = {"Krippendorff's alpha": c["alpha"]} | {f"weighted kappa of {p}": v for p, v in c["kappa"].items()}
         found |= {f"{rater} with themselves (weighted kappa)": v for rater, v in c["self_consistency"].items()}
         found |= {f"rank correlation with {m}": v for m, v in c["correlation"].items()}
-        agreement += [f"{name}, {what}: " + (f"{v['value']:.2f} (n = {v['n']})" if v["value"] is not None else f"{MISSING} ({v['reason']})") for what, v in found.items()]
+        for what, v in found.items():
+            agreement.append(f"{name}, {what}: " + (f"{v['value']:.2f} (n = {v['n']})" if v["value"] is not None else f"{MISSING} ({v['reason']})"))
     return [Heading("Human scores", 3), Paragraph(text), Table(["run", *criteria], body), Bullets(agreement)]
 
 

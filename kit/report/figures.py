@@ -219,7 +219,8 @@ def _human(rows: Sequence[Row], rated: Row, style: Mapping[str, int]) -> Any:
     for ax, (criterion, found) in zip(axes, criteria.items(), strict=True):
         for run, score in found["runs"].items():
             if row := by_run.get(run):
-                _point(ax, row["rouge_l"]["value"], score["value"], style[row["method"]], xerr=errors([row["rouge_l"]]), yerr=errors([score]), label=row["label"])
+                x, bars = row["rouge_l"]["value"], {"xerr": errors([row["rouge_l"]]), "yerr": errors([score])}
+                _point(ax, x, score["value"], style[row["method"]], label=row["label"], **bars)
         ax.set_xlabel("ROUGE-L")
         ax.set_title(criterion, fontsize=10)
         ax.set_ylim(-0.2, 5.2)

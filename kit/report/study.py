@@ -24,6 +24,10 @@ def names(items: Sequence[str]) -> str:
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
+def name(method: str) -> str:
+    return "the base model" if method == BASE else title(method)
+
+
 def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
@@ -60,7 +64,7 @@ def headline(rows: Sequence[Row], found: Sequence[Verdict]) -> str:
     elif not tuned:
         text = "No tuned run passed all of its checks, so no method is ranked."
     elif len(tuned) == 1 and (BASE, tuned[0], SCORES[0]) not in said:
-        text = f"{title(tuned[0])} is the only method that can be ranked, and there is nothing to compare it with."
+        text = f"{name(tuned[0])} is the only method that can be ranked, and there is nothing to compare it with."
     elif len(tuned) < 3:
         text = pair(rows, said, tuned[0], tuned[1] if len(tuned) > 1 else BASE)
     else:
@@ -76,21 +80,21 @@ def pair(rows: Sequence[Row], said: Said, a: str, b: str) -> str:
     """One method against another: what is better, what is worse, what cannot be told, and what it costs."""
     found = [said[a, b, m] for m in SCORES if (a, b, m) in said]
     if not found:
-        return f"{title(a)} and {title(b)} cannot be compared yet (see the notes)."
+        return f"{name(a)} and {name(b)} cannot be compared yet (see the notes)."
     if reasons := found[0]["confounded"]:
-        return f"{sentence(title(a))} and {title(b)} differ in more than the method ({'; '.join(reasons)}), so neither is ranked above the other."
+        return f"{sentence(name(a))} and {name(b)} differ in more than the method ({'; '.join(reasons)}), so neither is ranked above the other."
     if sum(v["verdict"] == "worse" for v in found) > sum(v["verdict"] == "better" for v in found) and b != BASE:
         return pair(rows, said, b, a)
     parts = []
     for word in ("better", "worse"):
         if those := [v for v in found if v["verdict"] == word]:
-            parts.append(f"{word} than {title(b)} on {names([on(v) for v in those])}")
-    text = f"On this data {title(a)} is {', and '.join(parts)}" if parts else f"On this data no difference between {title(a)} and {title(b)} is shown"
+            parts.append(f"{word} than {name(b)} on {names([on(v) for v in those])}")
+    text = f"On this data {name(a)} is {', and '.join(parts)}" if parts else f"On this data no difference between {name(a)} and {name(b)} is shown"
     for verdict, words in (("equivalent", "no difference that matters"), ("cannot tell", "cannot tell")):
         if those := [v for v in found if v["verdict"] == verdict]:
             text += f"; {called([v['metric'] for v in those])}: {words}"
     costs = relative_costs(rows, a, b)
-    return f"{text}; {'it' if parts else title(a)} needs {names(costs)}." if costs else f"{text}."
+    return f"{text}; {'it' if parts else name(a)} needs {names(costs)}." if costs else f"{text}."
 
 
 def relative_costs(rows: Sequence[Row], a: str, b: str) -> list[str]:
@@ -108,13 +112,13 @@ def relative_costs(rows: Sequence[Row], a: str, b: str) -> list[str]:
 def _field(rows: Sequence[Row], said: Said, tuned: Sequence[str]) -> str:
     """Three methods or more: who is better than all others on which metric, and who needs the least."""
     winners = {m: best(rows, said, m) for m in SCORES}
-    parts = [f"{title(w)} is better than every other ranked method on {called([m for m in SCORES if winners[m] == w])}"
+    parts = [f"{name(w)} is better than every other ranked method on {called([m for m in SCORES if winners[m] == w])}"
              for w in dict.fromkeys(w for w in winners.values() if w)]  # fmt: skip
     if open_ones := [m for m in SCORES if not winners[m]]:
         where = "any metric" if len(open_ones) == len(SCORES) else " or ".join(COLUMNS[m].title for m in open_ones)
         parts.append(f"no method is shown to be better than all others on {where}")
     fair = len(families(said, tuned)) == 1
-    parts += [f"{title(r['method'])} needs the least {COST[key][0]}, {COST[key][1](r[key])}" for key in COST if fair and (r := cheapest(rows, tuned, key))]
+    parts += [f"{name(r['method'])} needs the least {COST[key][0]}, {COST[key][1](r[key])}" for key in COST if fair and (r := cheapest(rows, tuned, key))]
     pairs = [v for (a, b, m), v in said.items() if m == SCORES[0] and a < b]
     unfair = sum(bool(v["confounded"]) for v in pairs)
     text = f"On this data {'; '.join(parts)}."
@@ -139,13 +143,13 @@ def results(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
         parts = []
         for word in ("better", "worse"):
             if those := [v for m in tuned if (v := said.get((m, BASE, metric))) and v["verdict"] == word and not v["confounded"]]:
-                parts.append(f"{word} than the base model: " + names([f"{title(v['a'])} ({change(v)})" for v in those]))
+                parts.append(f"{word} than the base model: " + names([f"{name(v['a'])} ({change(v)})" for v in those]))
         wins = [(a, [b for b in tuned if b != a and beats(said, a, b, metric)]) for a in tuned]
-        parts += [f"{title(a)} is better than {names([title(b) for b in over])}" for a, over in wins if over]
+        parts += [f"{name(a)} is better than {names([name(b) for b in over])}" for a, over in wins if over]
         fair = [v for (a, b, m), v in said.items() if m == metric and not v["confounded"] and a in tuned and b in tuned and tuned.index(a) < tuned.index(b)]
-        for verdict, words in (("equivalent", "no difference that matters between"), ("cannot tell", "cannot tell")):
-            if those := [f"{title(v['a'])} and {title(v['b'])}" for v in fair if v["verdict"] == verdict]:
-                parts.append(f"{words}: {'; '.join(those)}" if verdict == "cannot tell" else f"{words} {'; '.join(those)}")
+        for verdict, words in (("equivalent", "no difference that matters between"), ("cannot tell", "cannot tell:")):
+            if pairs := "; ".join(f"{name(v['a'])} and {name(v['b'])}" for v in fair if v["verdict"] == verdict):
+                parts.append(f"{words} {pairs}")
         if parts:
             out.append(f"{COLUMNS[metric].title}. " + ". ".join(map(sentence, parts)) + ".")
     return out or ["No two runs can be compared yet."]
@@ -156,7 +160,8 @@ def discussion(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
     tuned = contenders(rows)
     out = [*_power(found), *_seeds(rows, found)]
     if odd := [(r, x) for r in tuned if (x := plain(r, "length_ratio")) is not None and abs(x - 1) > LONG]:
-        out.append("Replies and references differ in length, which BLEU-4 weighs: " + names([f"{r['label']} writes {x:.2f} times as much" for r, x in odd]) + ".")
+        lengths = names([f"{r['label']} writes {x:.2f} times as much" for r, x in odd])
+        out.append(f"Replies and references differ in length, which BLEU-4 weighs: {lengths}.")
     made = [(r, g["unfinished"], r["bleu4"]["n"]) for r in tuned if (g := r["generation"]) and (r["bleu4"] or {}).get("n")]
     if cut := [f"{r['label']} ({n:,} of {of:,})" for r, n, of in made if n > UNFINISHED * of]:
         out.append(f"Replies that reached the longest allowed length and were cut: {names(cut)}.")
@@ -166,7 +171,7 @@ def discussion(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
         out.append(f"On general text that was not tuned on ({base['forgetting']['text']}), perplexity went from {number(before, 2)} to "
                    + names([f"{number(r['forgetting']['perplexity']['value'], 2)} with {r['label']}" for r in forgot]) + ".")  # fmt: skip
     missing = [r["label"] for r in rows if r["status"] != "done"]
-    return out + ([f"Not among the results, for the reasons in the notes: {names(missing)}."] if missing else [])
+    return [sentence(text) for text in out] + ([f"Not among the results, for the reasons in the notes: {names(missing)}."] if missing else [])
 
 
 def _power(found: Sequence[Verdict]) -> list[str]:
@@ -176,9 +181,10 @@ def _power(found: Sequence[Verdict]) -> list[str]:
     by_metric = {m: [v["detectable"] for v in undecided if v["metric"] == m] for m in SCORES}
     sizes = [f"{median(d):.1f} {METRICS[m].unit} on {COLUMNS[m].title}" for m, d in by_metric.items() if d]
     needed = [v["needed"] for v in undecided if v["needed"] is not None]
-    text = f"Cannot tell does not mean equal: with these {undecided[0]['n']:,} test rows a difference has to be about {names(sizes)} to be found in 4 of 5 cases."
+    n = undecided[0]["n"]
+    text = f"Cannot tell does not mean equal: with these {n:,} test rows a difference has to be about {names(sizes)} to be found in 4 of 5 cases."
     if needed:
-        text += f" If the differences are as large as they look, {min(needed):,} to {max(needed):,} test rows would decide {len(needed)} of the open comparisons."
+        text += f" If the differences are as large as they look, {min(needed):,} to {max(needed):,} rows would decide {len(needed)} of the open comparisons."
     return [text]
 
 
@@ -197,15 +203,15 @@ def recommendation(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
     if not tuned:
         return ["There is no recommendation, because no tuned method can be ranked."]
     if len(tuned) == 1:
-        only = f"{title(tuned[0])} is the only method that can be ranked: this says whether it is worth using, and not whether another would be better."
+        only = f"{name(tuned[0])} is the only method that can be ranked: this says whether it is worth using, and not whether another would be better."
         return [sentence(only), _against_base(said, tuned[0]), *last]
     fair = families(said, tuned)
     out = [text for family in fair if len(family) > 1 for text in _within(rows, said, family, alone=len(fair) == 1)]
-    if apart := [title(f[0]) for f in fair if len(f) == 1]:
+    if apart := [name(f[0]) for f in fair if len(f) == 1]:
         out.append(f"Not ranked against any other method (see Fairness): {names(apart)}.")
     if not any(len(f) > 1 for f in fair):
         out.append("There is no recommendation, because no two methods can fairly be ranked.")
-    return out + last
+    return [*map(sentence, out), *last]
 
 
 def families(said: Said, methods: Sequence[str]) -> list[list[str]]:
@@ -222,11 +228,11 @@ def families(said: Said, methods: Sequence[str]) -> list[list[str]]:
 
 def _within(rows: Sequence[Row], said: Said, family: Sequence[str], *, alone: bool) -> list[str]:
     front = [a for a in family if not any(ahead(said, b, a) for b in family if b != a)]
-    among = "" if alone else f"Among {names([title(m) for m in family])}: "
+    among = "" if alone else f"Among {names([name(m) for m in family])}: "
     if len(front) == 1:
-        text = f"Use {title(front[0])}: none is shown to be ahead of it, and each other one is behind some method (worse on a metric, better on none)."
+        text = f"Use {name(front[0])}: none is shown to be ahead of it, and each other one is behind some method (worse on a metric, better on none)."
     elif front:
-        text = f"The scores do not decide between {names([title(m) for m in front])}: none is shown to be ahead of another. {_by_cost(rows, front)}"
+        text = f"The scores do not decide between {names([name(m) for m in front])}: none is shown to be ahead of another. {_by_cost(rows, front)}"
     else:
         return [f"{among}the verdicts contradict each other, and there is no recommendation."]
     return [among + text, *_price(rows, said, family, front), *(sentence(_against_base(said, m)) for m in front)]
@@ -239,8 +245,8 @@ def _by_cost(rows: Sequence[Row], front: Sequence[str]) -> str:
     methods = list(dict.fromkeys(r["method"] for r in least.values()))
     needs = {m: names([f"the least {COST[k][0]} ({COST[k][1](r[k])})" for k, r in least.items() if r["method"] == m]) for m in methods}
     if len(methods) == 1:
-        return f"Of these {title(methods[0])} needs {needs[methods[0]]}: use it."
-    return f"Choose by what is short: {names([title(m) + ' needs ' + needs[m] for m in methods])}."
+        return f"Of these {name(methods[0])} needs {needs[methods[0]]}: use it."
+    return f"Choose by what is short: {names([name(m) + ' needs ' + needs[m] for m in methods])}."
 
 
 def _price(rows: Sequence[Row], said: Said, tuned: Sequence[str], front: Sequence[str]) -> list[str]:
@@ -252,18 +258,19 @@ def _price(rows: Sequence[Row], said: Said, tuned: Sequence[str], front: Sequenc
     if better is None:
         return []
     lost = [f"{COLUMNS[m].title} {change(said[least['method'], better, m])}" for m in SCORES if beats(said, better, least["method"], m)]
-    return [f"{title(least['method'])} needs the least memory of all ({number(least['peak_memory_gib'], 2, ' GiB')}), at the price of {names(lost)} against {title(better)}."]
+    needs = f"{name(least['method'])} needs the least memory of all ({number(least['peak_memory_gib'], 2, ' GiB')})"
+    return [f"{needs}, at the price of {names(lost)} against {name(better)}."]
 
 
 def _against_base(said: Said, method: str) -> str:
     found: list[Any] = [said.get((method, BASE, m)) for m in SCORES]
     if None in found:
-        return f"Whether {title(method)} is better than not tuning at all is not known: the base model was not compared with it."
+        return f"Whether {name(method)} is better than not tuning at all is not known: the base model was not compared with it."
     if found[0]["confounded"]:
-        return f"Whether {title(method)} is better than not tuning at all cannot be said: {'; '.join(found[0]['confounded'])}."
+        return f"Whether {name(method)} is better than not tuning at all cannot be said: {'; '.join(found[0]['confounded'])}."
     up = [v["metric"] for v in found if v["verdict"] == "better"]
     down = [v["metric"] for v in found if v["verdict"] == "worse"]
     if not up and not down:
-        return f"{title(method)} is not shown to differ from the base model on any metric."
+        return f"{name(method)} is not shown to differ from the base model on any metric."
     parts = [f"{word} on {called(those)}" for word, those in (("better", up), ("worse", down)) if those]
-    return f"Against the base model {title(method)} is {', and '.join(parts)}."
+    return f"Against the base model {name(method)} is {', and '.join(parts)}."

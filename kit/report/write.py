@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,18 @@ FORMATS = {"md": "markdown", "html": "html", "pdf": "pdf"}
 
 def build(config: RunConfig) -> tuple[Results, list[str], list[Verdict]]:
     """Writes the report of one experiment; returns its results, warnings and verdicts."""
-    folder, out = Path(config.runs_dir) / config.name, Path(config.report_dir)
+    out = Path(config.report_dir)
+    given = inputs(config)
+    given = replace(given, figures=draw(given.results, given.rated, given.stats, out / "figures"))
+    write_json(out / "summary.json", summary(given))
+    write_text(out / "comparison_table.csv", table_csv(given.results.every))
+    problems = render(f"Fine-tuning comparison: {config.name}", document(given), out)
+    return given.results, [*given.notes, *problems], list(given.found)
+
+
+def inputs(config: RunConfig) -> Inputs:
+    """All that the report says, but for the figures; what cannot be read is left out and named in the notes."""
+    folder = Path(config.runs_dir) / config.name
     results = gather(folder)
     found, notes = verdicts(results)
     manifest, unread = read_optional(config.data_path / "manifest.json")
@@ -36,13 +48,14 @@ def build(config: RunConfig) -> tuple[Results, list[str], list[Verdict]]:
         rated = human(folder, results)
     except UserError as error:
         rated, notes = None, [*notes, *error.problems]
-    figures = draw(results, rated, stats, out / "figures")
-    rows = results.every
-    summary = {"schema": SCHEMA, "recipe": next(iter(values("recipe", rows)), None), "rows": [public(r) for r in rows], "verdicts": found, "human": rated}
-    write_json(out / "summary.json", summary | {"warnings": notes})
-    write_text(out / "comparison_table.csv", table_csv(rows))
-    blocks = document(Inputs(results, found, notes, figures, manifest, rated))
-    return results, notes + render(f"Fine-tuning comparison: {config.name}", blocks, out), found
+    return Inputs(results, found, notes, [], manifest, stats, rated)
+
+
+def summary(given: Inputs) -> dict[str, Any]:
+    """summary.json."""
+    rows = given.results.every
+    recipe = next(iter(values("recipe", rows)), None)
+    return {"schema": SCHEMA, "recipe": recipe, "rows": [public(r) for r in rows], "verdicts": given.found, "human": given.rated, "warnings": given.notes}
 
 
 def render(title: str, blocks: Sequence[Block], out: Path) -> list[str]:
