@@ -184,7 +184,8 @@ def _power(found: Sequence[Verdict]) -> list[str]:
     n = undecided[0]["n"]
     text = f"Cannot tell does not mean equal: with these {n:,} test rows a difference has to be about {names(sizes)} to be found in 4 of 5 cases."
     if needed:
-        text += f" If the differences are as large as they look, {min(needed):,} to {max(needed):,} rows would decide {len(needed)} of the open comparisons."
+        most = f" to {max(needed):,}" if max(needed) > min(needed) else ""
+        text += f" If the differences are as large as they look, {min(needed):,}{most} rows would decide {len(needed)} of the open comparisons."
     return [text]
 
 
