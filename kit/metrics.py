@@ -6,11 +6,12 @@ comparisons (kit.statistics) cost one matrix product. Scores are on the scale th
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from kit.errors import UserError, unknown
 from kit.statistics import intervals
 
 Array = npt.NDArray[np.float64]
+Symbols = npt.NDArray[np.int64]
 Row = dict[str, Any]
 ORDER = 4
 CHARACTERS = 6
@@ -73,10 +75,19 @@ def words(text: str) -> list[str]:
     text = text.rstrip()
     if "-\n" in text or "<skipped>" in text:  # these are taken out first, and may join words
         return list(_tokens(text))
-    return list(chain.from_iterable(map(_tokens, text.replace("\n", " ").split(" "))))
+    return list(itertools.chain.from_iterable(map(_tokens, text.replace("\n", " ").split(" "))))
 
 
-def overlaps(pairs: Sequence[tuple[Sequence[Any], Sequence[Any]]], order: int) -> Array:
+_numbers: defaultdict[str, int] = defaultdict(itertools.count().__next__)  # every token met so far
+
+
+@lru_cache(maxsize=2**14)
+def numbered(text: str) -> Symbols:
+    """The 13a tokens, each as its number; kept for a while, since a reference comes back with every run."""
+    return np.fromiter(map(_numbers.__getitem__, words(text)), dtype=np.int64)
+
+
+def overlaps(pairs: Sequence[tuple[Symbols, Symbols]], order: int) -> Array:
     """[n, order, 3]: for each pair of a prediction's and a reference's symbols, the n-grams in either and in both, up to the order.
 
     An n-gram is numbered by its rank among all pairs' (n-1)-grams and its last symbol, never hashed: the counts are exact.
@@ -84,11 +95,10 @@ def overlaps(pairs: Sequence[tuple[Sequence[Any], Sequence[Any]]], order: int) -
     return np.concatenate([_overlaps(pairs[i : i + BLOCK], order) for i in range(0, len(pairs), BLOCK)])
 
 
-def _overlaps(pairs: Sequence[tuple[Sequence[Any], Sequence[Any]]], order: int) -> Array:
+def _overlaps(pairs: Sequence[tuple[Symbols, Symbols]], order: int) -> Array:
     sequences = [symbols for pair in pairs for symbols in pair]
-    flat = list(chain.from_iterable(sequences))
-    number = {symbol: i for i, symbol in enumerate(dict.fromkeys(flat))}
-    symbols = np.fromiter(map(number.__getitem__, flat), dtype=np.int64, count=len(flat))
+    symbols = np.concatenate(sequences)
+    size = int(symbols.max(initial=0)) + 1
     lengths = np.array([len(s) for s in sequences])
     side = np.repeat(np.arange(len(sequences)), lengths)  # 2i is the prediction of pair i, 2i + 1 its reference
     left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(symbols))
@@ -98,7 +108,7 @@ def _overlaps(pairs: Sequence[tuple[Sequence[Any], Sequence[Any]]], order: int) 
     for n in range(order):
         fits = left[start] > n
         start = start[fits]
-        grams, rank = np.unique(rank[fits] * len(number) + symbols[start + n], return_inverse=True)
+        grams, rank = np.unique(rank[fits] * size + symbols[start + n], return_inverse=True)
         predicted = side[start] % 2 == 0
         both = np.minimum(np.bincount(rank[predicted], minlength=len(grams)), np.bincount(rank[~predicted], minlength=len(grams)))
         pair = np.zeros(len(grams), dtype=np.int64)
@@ -110,7 +120,7 @@ def _overlaps(pairs: Sequence[tuple[Sequence[Any], Sequence[Any]]], order: int) 
 
 def bleu_statistics(rows: Sequence[Row]) -> Array:
     """[n, 2 + 2 x 4]: prediction and reference lengths, then matched and total n-grams of the prediction, in 13a tokens, case kept."""
-    found = overlaps([(words(r["prediction"]), words(r["reference"])) for r in rows], ORDER)
+    found = overlaps([(numbered(r["prediction"]), numbered(r["reference"])) for r in rows], ORDER)
     return np.concatenate([found[:, 0, :2], found[:, :, 2], found[:, :, 0]], axis=1)
 
 
@@ -151,7 +161,11 @@ def rouge_statistics(rows: Sequence[Row]) -> Array:
 
 def chrf_statistics(rows: Sequence[Row]) -> Array:
     """[n, 3 x 6]: character n-grams of the prediction, of the reference and of both, for each order; white space does not count."""
-    found = overlaps([("".join(r["prediction"].split()), "".join(r["reference"].split())) for r in rows], CHARACTERS)
+
+    def characters(text: str) -> Symbols:
+        return np.frombuffer("".join(text.split()).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.int64)
+
+    found = overlaps([(characters(r["prediction"]), characters(r["reference"])) for r in rows], CHARACTERS)
     found[:, :, 0] *= found[:, :, 1] > 0  # as sacreBLEU: without a reference n-gram there is no wrong one
     return found.reshape(len(rows), -1)
 
