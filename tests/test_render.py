@@ -286,7 +286,7 @@ def test_browser_shows_the_sample_that_is_chosen_and_all_on_paper_or_without_a_s
 def test_browser_follows_the_dark_mode_with_legible_text(page: Any) -> None:
     def colours(mode: str) -> list[list[int]]:
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": mode}]})
-        asked = (("body", "backgroundColor"), ("body", "color"), ("images[0]", "backgroundColor"))
+        asked = (("body", "backgroundColor"), ("body", "color"), ("images[0].parentElement", "backgroundColor"))
         style = [f"getComputedStyle(document.{element}).{name}" for element, name in asked]
         return [[int(n) for n in re.findall(r"\d+", text)] for text in page.execute_script(f"return [{', '.join(style)}]")]
 
