@@ -26,7 +26,7 @@ from kit.report.blocks import Block, Bullets, Cell, Code, Figure, Heading, Parag
 HOSTILE = [
     "<script>alert(1)</script>", "</td></tr></table>", "a | b \\| c", "`tick` ``` fence", '#eval("1 + 1") #panic()', "] [x](y) ![z](u)", "*b* **b** _i_ ~~s~~",
     "$x$ $$y$$", "two\n\nparagraphs", "NUL \x00 ESC \x1b[31m", "right to left \u202eabc", "lone \ud800 surrogate", "{{ 7 * 7 }} {% raw %} &amp; &#60;",
-    "# heading", "- item", "1. item", "+ item", "---", "===", "\\", "' onload=x \"", "```\nclosed", "<!-- --> ]]>", "</script></style></title>",
+    "# heading", "- item", "1. item", "1)", "+ item", "---", "===", "\\", "' onload=x \"", "```\nclosed", "<!-- --> ]]>", "</script></style></title>",
 ]  # fmt: skip
 SCRIPTS = "日本語 한국어 简体 العربية עברית हिन्दी ไทย বাংলা தமிழ் ქართული 😀 🚀"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="70" height="42"><rect width="70" height="42" fill="#0072b2"/></svg>'
@@ -90,6 +90,12 @@ def test_the_same_input_gives_the_same_bytes_in_another_process_and_without_torc
     blocks = document(SCRIPTS)
     made = [markdown.render("T", blocks).encode(), html.render("T", blocks, figures).encode(), pdf.render("T", blocks, figures)]
     assert found == [*(hashlib.sha256(m).hexdigest() for m in made), "False"]
+
+
+def test_an_endless_number_is_a_missing_one(figures: Path) -> None:
+    blocks = [Table(["a", "b"], [[Cell("x"), Cell("endless", value)] for value in (float("inf"), float("nan"))])]
+    assert "data-value" not in html.render("T", blocks, figures).split("<main>")[1].split("<script>")[0]
+    assert "endless" in pages(pdf.render("T", blocks, figures))[0]
 
 
 class Elements(HTMLParser):
@@ -286,7 +292,7 @@ def test_browser_shows_the_sample_that_is_chosen_and_all_on_paper_or_without_a_s
 def test_browser_follows_the_dark_mode_with_legible_text(page: Any) -> None:
     def colours(mode: str) -> list[list[int]]:
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": mode}]})
-        asked = (("body", "backgroundColor"), ("body", "color"), ("images[0]", "backgroundColor"))
+        asked = (("body", "backgroundColor"), ("body", "color"), ("images[0].parentElement", "backgroundColor"))
         style = [f"getComputedStyle(document.{element}).{name}" for element, name in asked]
         return [[int(n) for n in re.findall(r"\d+", text)] for text in page.execute_script(f"return [{', '.join(style)}]")]
 

@@ -26,7 +26,7 @@ def _parts(block: Block) -> list[str]:
         case Table():
             return _table(block)
         case Figure(name, caption):
-            return [f"![{escape(caption)}](figures/{name}.png)"]
+            return [f"![{escape(caption)}](figures/{name}.png)", escape(caption)]
         case Code(text):
             return [fenced(text)]
         case Samples(samples):
@@ -38,7 +38,7 @@ def _table(table: Table) -> list[str]:
     rows = [[escape(h) for h in table.heads], rules, *([_cell(c) for c in row] for row in table.rows)]
     grid = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     legend = [BEST] if any(c.best for row in table.rows for c in row) else []
-    return [*([f"**{escape(table.caption)}**"] if table.caption else []), grid, *legend]
+    return [*([escape(table.caption)] if table.caption else []), grid, *legend]
 
 
 def _cell(cell: Cell) -> str:
@@ -55,7 +55,7 @@ def escape(text: str) -> str:
     """Text that stays text: on one line, with everything spelled out or escaped that Markdown, HTML or a table cell would obey."""
     line = re.sub(r"([\\`*~<>\[\]|$]|&(?=#?\w+;)|\b_|_\b)", r"\\\1", " ".join(printable(text).split()))
     # What starts a list, a heading or a rule at the start of a line.
-    return re.sub(r"^([-+=#](?!\w)|\d+(?=[.)]\s))", lambda m: f"{m[0]}\\" if m[0].isdigit() else f"\\{m[0]}", line)
+    return re.sub(r"^([-+=#](?!\w)|\d+(?=[.)](?:\s|$)))", lambda m: f"{m[0]}\\" if m[0].isdigit() else f"\\{m[0]}", line)
 
 
 def fenced(text: str) -> str:

@@ -6,7 +6,6 @@ import json
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 
 from kit.rating import printable
@@ -33,8 +32,11 @@ def render(title: str, blocks: Sequence[Block], figures: Path) -> bytes:
 
 def font_folders() -> list[Path]:
     """Noto for text in most scripts, Noto Emoji, Noto Sans CJK; matplotlib's DejaVu for further symbols."""
-    places = {"manimgx_fonts": "", "manimgx_fonts_cjk": "", "matplotlib": "mpl-data/fonts/ttf"}
-    return [Path(spec.origin).parent / inside for name, inside in places.items() if (spec := find_spec(name)) and spec.origin]
+    import manimgx_fonts
+    import manimgx_fonts_cjk
+    import matplotlib
+
+    return [Path(manimgx_fonts.__file__).parent, Path(manimgx_fonts_cjk.__file__).parent, Path(matplotlib.get_data_path(), "fonts/ttf")]
 
 
 def uncovered(characters: set[str]) -> set[str]:
