@@ -155,6 +155,27 @@ def test_unfinished_failed_and_damaged_runs_have_rows_with_reasons(tiny: Make) -
 
 
 @pytest.mark.parametrize(
+    ("name", "change", "status", "reason"),
+    [
+        ("config", {"rank": [16]}, "damaged", "config.json, rank is [16]"),
+        ("eval", {"all": {"bleu4": {"value": "high"}}}, "damaged", "eval.json, all, bleu4, value is 'high'"),
+        ("eval", {"per_source": None}, "damaged", "eval.json, per_source is not an object"),
+        ("train", {"peak_memory_gib": True}, "damaged", "train.json, peak_memory_gib is True"),
+        ("samples", {"samples": {}}, "done", "samples.json, samples is not a list"),
+        ("tasks", {"tasks": {"quiz": {"acc": {"value": []}}}}, "done", "tasks.json, tasks, quiz, acc, value is []"),
+    ],
+)
+def test_a_file_of_another_shape_is_told_by_name(tiny: Make, name: str, change: dict[str, Any], status: str, reason: str) -> None:
+    made_run(tiny("--method", "base"), ["a"] * 4)
+    path = made_run(tiny("--method", "lora"), ["b"] * 4) / f"{name}.json"
+    write_json(path, (read_json(path) if path.exists() else {}) | change)
+    rows, notes, _ = build(tiny())
+    assert [r["status"] for r in rows] == ["done", status]
+    assert len(notes) == 1
+    assert reason in notes[0]
+
+
+@pytest.mark.parametrize(
     ("damage", "reason"),
     [
         (lambda p: p.write_text(p.read_text().replace("a hill", "the lake")), CHANGED),

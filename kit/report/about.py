@@ -11,9 +11,11 @@ from typing import Any
 from kit.config import BASE, fields, load_recipe, recipes, resolve
 from kit.console import counts
 from kit.errors import UserError
+from kit.files import read_json
 from kit.methods import METHODS
 from kit.report.blocks import Block, Bullets, Cell, Code, Heading, Paragraph, Table
-from kit.report.rows import MISSING, SCORES, Row, duration, number, title
+from kit.report.rows import COLUMNS, MISSING, SCORES, Row, duration, number, title
+from kit.report.shapes import Maybe, check
 from kit.report.study import BUILT_IN, built_in, names
 
 LIMITS = (
@@ -123,7 +125,7 @@ def settings(rows: Sequence[Row]) -> list[Block]:
     body = [[Cell(k), *(Cell(_value(c.get(k))) for c in known.values())] for k in differing]
     table: list[Block] = [Table(["setting", *map(title, known)], body, texts=1, wide=True)] if body else []
     first = next(iter(known.values()))
-    common = textwrap.fill("; ".join(f"{k} {_value(first.get(k))}" for k in keys if k not in differing), 110, break_on_hyphens=False, break_long_words=False)
+    common = textwrap.fill("; ".join(f"{k} {_value(first.get(k))}" for k in keys if k not in differing), 88, break_on_hyphens=False, break_long_words=False)
     intro = Paragraph("What differs between the methods:" if body else "The methods differ in no setting.")
     return [Heading("Settings"), intro, *table, Paragraph("The same for all:"), Code(common)]
 
@@ -178,7 +180,7 @@ def _command(config: Mapping[str, Any]) -> tuple[str, str]:
 
 def limits(rows: Sequence[Row]) -> list[Block]:
     untuned = [] if values("tuned", rows) == [True] else ["Learning rates are the recipe's; a method may do better with one tuned for it (make sweep)."]
-    signatures = next(([f"{m}: {r[m]['signature']}" for m in SCORES if r[m] and "signature" in r[m]] for r in rows if r["bleu4"]), [])
+    signatures = next(([f"{COLUMNS[m].title}: {r[m]['signature']}" for m in SCORES if r[m] and "signature" in r[m]] for r in rows if r["bleu4"]), [])
     how: list[Block] = [Heading("How the scores are computed", 3), Bullets(signatures)] if signatures else []
     return [Heading("Limits"), Bullets([*LIMITS, *untuned]), *how]
 
@@ -190,11 +192,11 @@ def parts(row: Row) -> str:
     return f"{row['label']} is built on {names(built)}; its time and tokens include theirs."
 
 
-def read_optional(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
+def read_optional(path: Path, shape: Any) -> tuple[dict[str, Any] | None, list[str]]:
     """A JSON file that may be missing or damaged, and a note in the second case."""
-    from kit.files import read_json
-
     try:
-        return (dict(read_json(path)), []) if path.exists() else (None, [])
+        found = read_json(path) if path.exists() else None
+        check(found, Maybe(shape), str(path))
     except UserError as error:
         return None, [str(error)]
+    return found, []

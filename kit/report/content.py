@@ -196,7 +196,7 @@ def samples(results: Results) -> list[Block]:
     runs = [firsts[m] for m in dict.fromkeys(r["method"] for r in results.rows) if m in firsts]
     fixed: dict[str, list[tuple[str, str]]] = {}
     for run in runs:
-        for s in run["samples"] or []:
+        for s in (run["samples"] or {}).get("samples", []):
             fixed.setdefault(s["prompt"], []).append((run["label"], s["prediction"]))
     out = [Sample(f"Fixed prompt {i}", prompt, None, replies) for i, (prompt, replies) in enumerate(fixed.items(), 1)]
     answered = [(r["label"], results.answers[r["run"]].samples) for r in runs if r["run"] in results.answers]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kit.config import BASE
 from kit.metrics import METRICS
 from kit.report.answers import Results
 from kit.report.blocks import Figure
@@ -37,8 +38,8 @@ def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, f
     for key, name, what in (("peak_memory_gib", "memory", "peak memory while training (GiB)"), ("train_wall_s", "time", "training time (s)")):
         if costed := [r for r in rows if r[key] is not None]:
             add(f"{name}_vs_performance", f"ROUGE-L with 95% intervals against {what.removesuffix(' (GiB)').removesuffix(' (s)')}: upper left is best. The "
-                "line is the Pareto front, the points that no other one beats in both by value; whether a difference is real is for the verdicts to say.",
-                lambda key=key, what=what, costed=costed: _tradeoff(costed, style, key, what))  # type: ignore[misc]  # fmt: skip
+                "dashed line is the Pareto front: points that no other one beats in both by value, which is no verdict. Dotted: the base model.",
+                lambda key=key, what=what, costed=costed: _tradeoff(costed, rows, style, key, what))  # type: ignore[misc]  # fmt: skip
     if logs := curves(results.rows):
         add("training_loss", "Training loss by optimiser step, as a running mean over a twentieth of the steps.", lambda: _loss(results.rows, logs, style))
     names = sorted({s for r in rows for s in r["per_source"] or {}})
@@ -125,7 +126,7 @@ def _comparison(rows: Sequence[Row], style: Mapping[str, int], groups: Mapping[s
             _point(ax, row[metric]["value"], at, style[row["method"]], xerr=errors([row[metric]]))
             if lines == 1:
                 ax.annotate(f"{row[metric]['value']:.1f}", (row[metric]["value"], at), (0, 6), textcoords="offset points", ha="center", fontsize=8)
-            if row["method"] == "base":
+            if row["method"] == BASE:
                 ax.axvline(row[metric]["value"], color="black", linestyle=":", linewidth=1)
         ax.set_xlabel(METRICS[metric].title + (f", {group}" if group else " (0–100)"))
         ax.set_yticks(range(len(labels)), labels)
@@ -134,8 +135,10 @@ def _comparison(rows: Sequence[Row], style: Mapping[str, int], groups: Mapping[s
     return figure
 
 
-def _tradeoff(rows: Sequence[Row], style: Mapping[str, int], key: str, what: str) -> Any:
+def _tradeoff(rows: Sequence[Row], every: Sequence[Row], style: Mapping[str, int], key: str, what: str) -> Any:
     figure, (axes,) = _figure(1)
+    for base in (r for r in every if r["method"] == BASE):
+        axes.axhline(base["rouge_l"]["value"], color="black", linestyle=":", linewidth=1, label="base")
     front = pareto([(r[key], r["rouge_l"]["value"]) for r in rows])
     axes.plot(*zip(*front, strict=True), color="black", linewidth=1, linestyle="--", drawstyle="steps-post", zorder=1)
     for row in rows:

@@ -14,6 +14,7 @@ from kit.files import read_json, read_jsonl
 from kit.gates import failed
 from kit.methods import METHODS
 from kit.metrics import METRICS
+from kit.report.shapes import CONFIG, EVALUATION, SAMPLES, TASKS, TRAINING, check
 from kit.runs import load_config
 
 Row = dict[str, Any]
@@ -75,31 +76,36 @@ def _row(folder: Path) -> Row:
     method, _, seed = folder.name.partition("-s")
     row = blank(method, None if method == BASE or not seed.isdigit() else int(seed)) | {"run": str(folder)}
     try:
+        _optional(folder / "config.json", CONFIG)
         config = load_config(folder, {})
-        trained = _optional(folder / "train.json")
-        scored = _optional(folder / "eval.json")
+        trained = _optional(folder / "train.json", TRAINING)
+        scored = _optional(folder / "eval.json", EVALUATION)
         row |= {k: trained.get(k) for k in TRAINED} | {k: scored.get("all", {}).get(k) for k in METRICS} | {k: scored.get(k) for k in SCORED}
         row["config"] = config.identity()
         row["provenance"] = trained.get("provenance") or scored.get("provenance")
         row["precision"] = scored.get("precision") or trained.get("precision")
-        row["gates"] = trained.get("gates", {}) | scored.get("gates", {})
+        row["gates"] = (trained.get("gates") or {}) | (scored.get("gates") or {})
         row["status"], row["reason"] = _status(config, folder, trained, scored)
         row["ranked"] = row["status"] == "done" and not failed(row["gates"])
         if row["status"] == "done" and not row["ranked"]:
             row["reason"] = f"not ranked; {'; '.join(failed(row['gates']))}"
     except (UserError, TypeError, AttributeError, KeyError) as error:
         return row | {"status": "damaged", "reason": str(error).splitlines()[0], "ranked": False}
-    for name, key in (("samples", "samples"), ("tasks", None)):
+    for name, shape in (("samples", SAMPLES), ("tasks", TASKS)):
         try:
-            found = _optional(folder / f"{name}.json")
-            row[name] = (found[key] if key else found) if found else None
-        except (UserError, KeyError) as error:
-            row["problems"].append(f"{folder / name}.json is left out: {error}")
+            row[name] = _optional(folder / f"{name}.json", shape) or None
+        except UserError as error:
+            row["problems"].append(f"{name}.json is left out: {error}")
     return row
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    return dict(read_json(path)) if path.exists() else {}
+def _optional(path: Path, shape: Any) -> dict[str, Any]:
+    """A JSON file, or nothing if there is none; UserError if it is not what the report needs."""
+    if not path.exists():
+        return {}
+    found = read_json(path)
+    check(found, shape, str(path))
+    return dict(found)
 
 
 def _status(config: RunConfig, folder: Path, trained: Row, scored: Row) -> tuple[str, str | None]:

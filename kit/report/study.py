@@ -229,14 +229,14 @@ def families(said: Said, methods: Sequence[str]) -> list[list[str]]:
 
 def _within(rows: Sequence[Row], said: Said, family: Sequence[str], *, alone: bool) -> list[str]:
     front = [a for a in family if not any(ahead(said, b, a) for b in family if b != a)]
-    among = "" if alone else f"Among {names([name(m) for m in family])}: "
+    among = "" if alone else f"among {names([name(m) for m in family])}, "
     if len(front) == 1:
-        text = f"Use {name(front[0])}: none is shown to be ahead of it, and each other one is behind some method (worse on a metric, better on none)."
+        text = f"use {name(front[0])}: none is shown to be ahead of it, and each other one is behind some method (worse on a metric, better on none)."
     elif front:
-        text = f"The scores do not decide between {names([name(m) for m in front])}: none is shown to be ahead of another. {_by_cost(rows, front)}"
+        text = f"the scores do not decide between {names([name(m) for m in front])}: none is shown to be ahead of another. {_by_cost(rows, front)}"
     else:
-        return [f"{among}the verdicts contradict each other, and there is no recommendation."]
-    return [among + text, *_price(rows, said, family, front), *(sentence(_against_base(said, m)) for m in front)]
+        return [sentence(f"{among}the verdicts contradict each other, and there is no recommendation.")]
+    return [sentence(among + text), *_price(rows, said, family, front), *(sentence(_against_base(said, m)) for m in front)]
 
 
 def _by_cost(rows: Sequence[Row], front: Sequence[str]) -> str:

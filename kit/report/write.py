@@ -19,6 +19,7 @@ from kit.report.blocks import Block
 from kit.report.content import Inputs, document
 from kit.report.figures import draw
 from kit.report.rows import COSTS, SCORES, SECONDARY, Row
+from kit.report.shapes import MANIFEST, STATS
 from kit.report.verdicts import Verdict, verdicts
 
 SCHEMA = 1
@@ -41,8 +42,8 @@ def inputs(config: RunConfig) -> Inputs:
     folder = Path(config.runs_dir) / config.name
     results = gather(folder)
     found, notes = verdicts(results)
-    manifest, unread = read_optional(config.data_path / "manifest.json")
-    stats, no_stats = read_optional(config.data_path / "dataset_stats.json")
+    manifest, unread = read_optional(config.data_path / "manifest.json", MANIFEST)
+    stats, no_stats = read_optional(config.data_path / "dataset_stats.json", STATS)
     notes = [*warnings(results), *notes, *unread, *no_stats]
     try:
         rated = human(folder, results)
