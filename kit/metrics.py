@@ -106,6 +106,7 @@ def _overlaps(pairs: Sequence[tuple[Symbols, Symbols]], order: int) -> Array:
     rank = side // 2  # keeps pairs apart from the first order on
     start = np.arange(len(symbols))
     for n in range(order):
+        out[:, n, :2] = np.maximum(lengths - n, 0).reshape(-1, 2)
         fits = left[start] > n
         start = start[fits]
         grams, rank = np.unique(rank[fits] * size + symbols[start + n], return_inverse=True)
@@ -113,8 +114,9 @@ def _overlaps(pairs: Sequence[tuple[Symbols, Symbols]], order: int) -> Array:
         both = np.minimum(np.bincount(rank[predicted], minlength=len(grams)), np.bincount(rank[~predicted], minlength=len(grams)))
         pair = np.zeros(len(grams), dtype=np.int64)
         pair[rank] = side[start] // 2
-        out[:, n, :2] = np.bincount(side[start], minlength=len(sequences)).reshape(-1, 2)
         out[:, n, 2] = np.bincount(pair, both, minlength=len(pairs))
+        common = both[rank] > 0  # what one side does not have, it does not have with a symbol more
+        start, rank = start[common], rank[common]
     return out
 
 
@@ -144,14 +146,26 @@ def bleu_signature() -> str:
     return f"corpus BLEU-4|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|empty counts|sacrebleu {sacrebleu.__version__}"
 
 
+ROUGE_TOKEN = re.compile("[a-z0-9]+")  # what rouge_score's tokenizer comes to, four times as fast
+
+
+@lru_cache(maxsize=2**17)
+def _rouge_tokens(word: str) -> tuple[int, ...]:
+    return tuple(_numbers[token] for token in ROUGE_TOKEN.findall(word.lower()))
+
+
+@lru_cache(maxsize=2**14)
+def _rouge_numbered(text: str) -> tuple[int, ...]:
+    """As `numbered`, of rouge_score's tokens: none holds a space."""
+    return tuple(itertools.chain.from_iterable(map(_rouge_tokens, text.split(" "))))
+
+
 def rouge_statistics(rows: Sequence[Row]) -> Array:
     """[n, 2]: the example's ROUGE-L F1 in percent (rouge_score's tokens, no stemming; LCS by rapidfuzz), and 1."""
     from rapidfuzz.distance import LCSseq
 
-    tokens = re.compile("[a-z0-9]+")  # what rouge_score's tokenizer comes to, four times as fast
-
     def f1(row: Row) -> float:
-        prediction, reference = tokens.findall(row["prediction"].lower()), tokens.findall(row["reference"].lower())
+        prediction, reference = _rouge_numbered(row["prediction"]), _rouge_numbered(row["reference"])
         if not prediction or not reference:
             return 0.0
         return 200.0 * LCSseq.similarity(prediction, reference) / (len(prediction) + len(reference))
