@@ -6,10 +6,12 @@ comparisons (kit.statistics) cost one matrix product. Scores are on the scale th
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from kit.errors import UserError, unknown
 from kit.statistics import intervals
 
 Array = npt.NDArray[np.float64]
+Symbols = npt.NDArray[np.int64]
 Row = dict[str, Any]
 ORDER = 4
 CHARACTERS = 6
@@ -59,15 +62,32 @@ class Metric:
 def _tokenizer() -> Any:
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-    return Tokenizer13a()  # keeps what it tokenised: references and replies come back for other metrics
+    return Tokenizer13a()
+
+
+@lru_cache(maxsize=2**17)
+def _tokens(text: str) -> tuple[str, ...]:
+    return tuple(str(_tokenizer()(text)).split())
 
 
 def words(text: str) -> list[str]:
-    """sacreBLEU's 13a tokens."""
-    return str(_tokenizer()(text.rstrip())).split()
+    """sacreBLEU's 13a tokens. Its rules look no further than the next space, so a text's words are tokenised once each, which is much faster."""
+    text = text.rstrip()
+    if "-\n" in text or "<skipped>" in text:  # these are taken out first, and may join words
+        return list(_tokens(text))
+    return list(itertools.chain.from_iterable(map(_tokens, text.replace("\n", " ").split(" "))))
 
 
-def overlaps(pairs: Sequence[tuple[Sequence[Any], Sequence[Any]]], order: int) -> Array:
+_numbers: defaultdict[str, int] = defaultdict(itertools.count().__next__)  # every token met so far
+
+
+@lru_cache(maxsize=2**14)
+def numbered(text: str) -> Symbols:
+    """The 13a tokens, each as its number; kept for a while, since a reference comes back with every run."""
+    return np.fromiter(map(_numbers.__getitem__, words(text)), dtype=np.int64)
+
+
+def overlaps(pairs: Sequence[tuple[Symbols, Symbols]], order: int) -> Array:
     """[n, order, 3]: for each pair of a prediction's and a reference's symbols, the n-grams in either and in both, up to the order.
 
     An n-gram is numbered by its rank among all pairs' (n-1)-grams and its last symbol, never hashed: the counts are exact.
@@ -75,10 +95,10 @@ def overlaps(pairs: Sequence[tuple[Sequence[Any], Sequence[Any]]], order: int) -
     return np.concatenate([_overlaps(pairs[i : i + BLOCK], order) for i in range(0, len(pairs), BLOCK)])
 
 
-def _overlaps(pairs: Sequence[tuple[Sequence[Any], Sequence[Any]]], order: int) -> Array:
+def _overlaps(pairs: Sequence[tuple[Symbols, Symbols]], order: int) -> Array:
     sequences = [symbols for pair in pairs for symbols in pair]
-    number: dict[Any, int] = {}
-    symbols = np.array([number.setdefault(s, len(number)) for sequence in sequences for s in sequence], dtype=np.int64)
+    symbols = np.concatenate(sequences)
+    size = int(symbols.max(initial=0)) + 1
     lengths = np.array([len(s) for s in sequences])
     side = np.repeat(np.arange(len(sequences)), lengths)  # 2i is the prediction of pair i, 2i + 1 its reference
     left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(symbols))
@@ -86,21 +106,23 @@ def _overlaps(pairs: Sequence[tuple[Sequence[Any], Sequence[Any]]], order: int) 
     rank = side // 2  # keeps pairs apart from the first order on
     start = np.arange(len(symbols))
     for n in range(order):
+        out[:, n, :2] = np.maximum(lengths - n, 0).reshape(-1, 2)
         fits = left[start] > n
         start = start[fits]
-        grams, rank = np.unique(rank[fits] * len(number) + symbols[start + n], return_inverse=True)
+        grams, rank = np.unique(rank[fits] * size + symbols[start + n], return_inverse=True)
         predicted = side[start] % 2 == 0
         both = np.minimum(np.bincount(rank[predicted], minlength=len(grams)), np.bincount(rank[~predicted], minlength=len(grams)))
         pair = np.zeros(len(grams), dtype=np.int64)
         pair[rank] = side[start] // 2
-        out[:, n, :2] = np.bincount(side[start], minlength=len(sequences)).reshape(-1, 2)
         out[:, n, 2] = np.bincount(pair, both, minlength=len(pairs))
+        common = both[rank] > 0  # what one side does not have, it does not have with a symbol more
+        start, rank = start[common], rank[common]
     return out
 
 
 def bleu_statistics(rows: Sequence[Row]) -> Array:
     """[n, 2 + 2 x 4]: prediction and reference lengths, then matched and total n-grams of the prediction, in 13a tokens, case kept."""
-    found = overlaps([(words(r["prediction"]), words(r["reference"])) for r in rows], ORDER)
+    found = overlaps([(numbered(r["prediction"]), numbered(r["reference"])) for r in rows], ORDER)
     return np.concatenate([found[:, 0, :2], found[:, :, 2], found[:, :, 0]], axis=1)
 
 
@@ -124,14 +146,26 @@ def bleu_signature() -> str:
     return f"corpus BLEU-4|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|empty counts|sacrebleu {sacrebleu.__version__}"
 
 
+ROUGE_TOKEN = re.compile("[a-z0-9]+")  # what rouge_score's tokenizer comes to, four times as fast
+
+
+@lru_cache(maxsize=2**17)
+def _rouge_tokens(word: str) -> tuple[int, ...]:
+    return tuple(_numbers[token] for token in ROUGE_TOKEN.findall(word.lower()))
+
+
+@lru_cache(maxsize=2**14)
+def _rouge_numbered(text: str) -> tuple[int, ...]:
+    """As `numbered`, of rouge_score's tokens: none holds a space."""
+    return tuple(itertools.chain.from_iterable(map(_rouge_tokens, text.split(" "))))
+
+
 def rouge_statistics(rows: Sequence[Row]) -> Array:
     """[n, 2]: the example's ROUGE-L F1 in percent (rouge_score's tokens, no stemming; LCS by rapidfuzz), and 1."""
     from rapidfuzz.distance import LCSseq
 
-    tokens = re.compile("[a-z0-9]+")  # what rouge_score's tokenizer comes to, four times as fast
-
     def f1(row: Row) -> float:
-        prediction, reference = tokens.findall(row["prediction"].lower()), tokens.findall(row["reference"].lower())
+        prediction, reference = _rouge_numbered(row["prediction"]), _rouge_numbered(row["reference"])
         if not prediction or not reference:
             return 0.0
         return 200.0 * LCSseq.similarity(prediction, reference) / (len(prediction) + len(reference))
@@ -141,7 +175,11 @@ def rouge_statistics(rows: Sequence[Row]) -> Array:
 
 def chrf_statistics(rows: Sequence[Row]) -> Array:
     """[n, 3 x 6]: character n-grams of the prediction, of the reference and of both, for each order; white space does not count."""
-    found = overlaps([("".join(r["prediction"].split()), "".join(r["reference"].split())) for r in rows], CHARACTERS)
+
+    def characters(text: str) -> Symbols:
+        return np.frombuffer("".join(text.split()).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.int64)
+
+    found = overlaps([(characters(r["prediction"]), characters(r["reference"])) for r in rows], CHARACTERS)
     found[:, :, 0] *= found[:, :, 1] > 0  # as sacreBLEU: without a reference n-gram there is no wrong one
     return found.reshape(len(rows), -1)
 

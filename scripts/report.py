@@ -1,4 +1,4 @@
-"""python scripts/report.py [--runs-dir DIR]: console tables and report/ (report.md, comparison_table.csv, summary.json, figures/) from the runs."""
+"""python scripts/report.py [--runs-dir DIR]: console tables and report/ (report.md, .html, .pdf, comparison_table.csv, summary.json, figures/)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ def main() -> None:
     config = configure(__doc__ or "")
 
     from kit.console import say
-    from kit.report.tables import comparison_table, verdict_table
+    from kit.report import study, tables
+    from kit.report.verdicts import ledger
     from kit.report.write import build
 
-    rows, notes, found = build(config)
-    comparison_table(rows, f"Comparison: {config.name}")
+    results, notes, found = build(config)
+    tables.comparison_table(results.shown, found, f"Comparison: {config.name}")
+    tables.source_table(results.shown)
     if found:
-        verdict_table(found)
+        tables.verdict_table(found)
+    tables.fairness_lines(ledger(results))
     for note in notes:
         say(f"note: {note}")
-    say(f"report: {config.report_dir}/report.md")
+    say(study.headline(results.shown, found))
+    say(f"report: {config.report_dir}/report.md, .html and .pdf")
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def test_the_report_holds_both(folder: Path) -> None:
     summary = read_json(folder / "report" / "summary.json")
     assert [r["method"] for r in summary["rows"]] == ["base", "qlora"]
     assert summary["warnings"] == []
-    assert {p.name for p in (folder / "report").iterdir()} == {"report.md", "comparison_table.csv", "summary.json", "figures"}
+    assert {p.name for p in (folder / "report").iterdir()} == {"report.md", "report.html", "report.pdf", "comparison_table.csv", "summary.json", "figures"}
 
 
 def test_a_second_call_does_nothing(folder: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from kit.errors import UserError
-from kit.metrics import METRICS, as_evaluate, bleu_score, bleu_statistics, chrf_score, chrf_statistics, rouge_statistics, scores, scores_by_source
+from kit.metrics import METRICS, as_evaluate, bleu_score, bleu_statistics, chrf_score, chrf_statistics, rouge_statistics, scores, scores_by_source, words
 
 # Right, wrong, empty and blank answers, and text that tokenisers, lower case and n-gram counting treat in their own ways.
 ODD = [
@@ -197,3 +197,13 @@ def test_evaluate_modules_give_the_same_scores(tmp_path: Path) -> None:
 def test_an_unknown_metric_is_named() -> None:
     with pytest.raises(UserError, match="did you mean 'bleu4'"):
         as_evaluate("bleu")
+
+
+def test_words_are_the_tokens_of_sacrebleu() -> None:
+    """Word by word as by line, whatever stands beside a space."""
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    rng, whole = random.Random(3), Tokenizer13a()
+    pieces = [*"a9.,-&<>'\t\u00a0漢\r\n", "  ", " .", ". ", "-\n", "<skipped>", "&amp;", "&lt;", "3.5", "x,"]
+    texts = ["".join(rng.choices(pieces, k=rng.randint(0, 14))) for _ in range(3000)]
+    assert [words(t) for t in texts] == [whole(t.rstrip()).split() for t in texts]

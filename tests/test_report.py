@@ -1,22 +1,31 @@
-"""The report: rows from files alone, partial and damaged runs have their place, foreign text stays text."""
+"""The report: rows from files alone, means over seeds, partial and damaged runs have their place, foreign text stays text."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import ROOT, places
 
 from kit.config import RunConfig
+from kit.console import console
 from kit.errors import UserError
-from kit.files import read_json, write_json, write_jsonl
-from kit.metrics import scores
-from kit.report import write
-from kit.report.rows import cell, collect, duration, number
-from kit.report.tables import comparison_table
+from kit.files import read_json, sha256, write_json, write_jsonl
+from kit.metrics import scores_by_source
+from kit.report import answers, markdown, tables, write
+from kit.report.answers import CHANGED, gather
+from kit.report.blocks import Heading
+from kit.report.content import document
+from kit.report.rows import Row, cell, collect, duration, interval, number
+from kit.report.verdicts import verdicts
 from kit.runs import open_run
 
 Make = Callable[..., RunConfig]
@@ -24,46 +33,52 @@ HOSTILE = "</td><script>alert(1)</script> | `` ``` [bold]x[/bold]"
 PROVENANCE = {"data": "h", "gpu": None, "gpu_absent_because": "none", "cpu": "c", "versions": {"python": "3"}}
 
 
-def made_run(config: RunConfig, predictions: list[str], *, trained: bool = True, data: str = "h") -> Path:
+def made_run(config: RunConfig, predictions: list[str], *, trained: bool = True, data: str = "h", sources: tuple[str, ...] = ("alpaca",), **more: Any) -> Path:
+    """A finished run; `more` goes into eval.json."""
     folder = open_run(config)
     rows = [
-        {"id": f"alpaca-{i}", "source": "alpaca", "prompt": HOSTILE, "reference": "the lake is blue", "prediction": p, "reply_tokens": 3,
-         "finished": True, "nll": 2.0, "nll_tokens": 4}
+        {"id": f"{sources[i % len(sources)]}-{i:03d}", "source": sources[i % len(sources)], "prompt": HOSTILE, "reference": "the lake is blue",
+         "prediction": p, "reply_tokens": 3, "finished": True, "nll": 2.0, "nll_tokens": 4}
         for i, p in enumerate(predictions)
     ]  # fmt: skip
     write_jsonl(folder / "predictions.jsonl", rows)
+    digest = sha256(folder / "predictions.jsonl")
     generation = {"empty": 0, "unfinished": 0, "mean_reply_tokens": 3.0, "wall_s": 1.0, "peak_memory_gib": 1.0}
     precision = {"name": "float32", "reason": "r"}
     provenance = PROVENANCE | {"data": data}
-    write_json(folder / "eval.json", {"all": scores(rows), "per_source": {"alpaca": scores(rows)}, "generation": generation,
-                                      "precision": precision, "provenance": provenance})  # fmt: skip
+    write_json(folder / "eval.json", {**scores_by_source(rows), "generation": generation, "precision": precision, "provenance": provenance,
+                                      "predictions_sha256": digest, **more})  # fmt: skip
     if trained and config.method != "base":
         write_json(folder / "train.json", {"status": "done", "train_wall_s": 65.0, "peak_memory_gib": 1.5, "tokens_per_s": 2000.0,
-                                           "trainable_params": 123456, "adapter_mib": 1.25, "provenance": provenance})  # fmt: skip
+                                           "trainable_params": 123456, "tokens_supervised": 1000, "adapter_mib": 1.25, "provenance": provenance})  # fmt: skip
         write_jsonl(folder / "log.jsonl", [{"step": i, "loss": 3.0 / i} for i in range(1, 20)])
     return folder
 
 
-def build(config: RunConfig) -> tuple[list[dict[str, object]], list[str], str]:
-    rows, notes, _ = write.build(config)
-    return rows, notes, (Path(config.report_dir) / "report.md").read_text(encoding="utf-8")
+def build(config: RunConfig) -> tuple[list[Row], list[str], str]:
+    """Rows, notes and Markdown, without figures and the other formats."""
+    given = write.inputs(config)
+    return given.results.every, list(given.notes), markdown.render("", document(given))
 
 
 def test_all_files_come_from_one_set_of_rows(tiny: Make) -> None:
     made_run(tiny("--method", "base"), ["a lake"] * 3)
     made_run(tiny("--method", "lora"), ["the lake is blue"] * 3)
-    rows, notes, text = build(tiny())
+    results, notes, _ = write.build(tiny())
     out = Path(tiny().report_dir)
-    assert [r["method"] for r in rows] == ["base", "lora"]
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert [r["method"] for r in results.rows] == ["base", "lora"]
     assert notes == []
-    summary = read_json(out / "summary.json")
-    assert (summary["schema"], summary["recipe"], len(summary["rows"])) == (1, "tiny", 2)
+    summary = json.loads((out / "summary.json").read_text(), parse_constant=lambda c: pytest.fail(f"{c} in summary.json"))
+    assert (summary["schema"], summary["recipe"], len(summary["rows"]), len(summary["verdicts"])) == (1, "tiny", 2, 3)
     table = list(csv.DictReader(io.StringIO((out / "comparison_table.csv").read_text())))
     assert float(table[1]["bleu4"]) == summary["rows"][1]["bleu4"]["value"] == pytest.approx(100)
+    assert float(table[1]["length_ratio"]) == 1
     assert table[0]["adapter_mib"] == ""
-    assert "| LoRA | 0.00 → 100.00 |" in text
-    assert {p.name for p in (out / "figures").iterdir()} == {"bleu_rouge_comparison.png", "memory_vs_performance.png", "training_loss.png"}
-    assert all(p.read_bytes().startswith(b"\x89PNG") for p in (out / "figures").iterdir())
+    assert "| LoRA | **0.00 → 100.00** ★ |" in text
+    names = {"bleu_rouge_comparison", "memory_vs_performance", "time_vs_performance", "training_loss", "length"}
+    assert {p.name for p in (out / "figures").iterdir()} == {f"{n}.{e}" for n in names for e in ("png", "svg")}
+    assert {p.name for p in out.iterdir()} == {"report.md", "report.html", "report.pdf", "comparison_table.csv", "summary.json", "figures"}
 
 
 def test_the_report_says_what_the_runs_used_and_not_what_its_own_flags_say(tiny: Make) -> None:
@@ -75,17 +90,46 @@ def test_the_report_says_what_the_runs_used_and_not_what_its_own_flags_say(tiny:
     text = build(tiny())[2]
     assert "These runs used only the first 3 test rows." in text
     assert "At 256 tokens a row, train: 30 whole. valid: 120 whole. test: 15 whole." in text
+    wanted = "make compare RECIPE=tiny METHODS=\"lora\" ARGS='--train-per-source 10 --test-per-source 5 --limit-test 3'"
+    assert wanted in text
 
 
 def test_the_same_runs_give_the_same_bytes(tiny: Make) -> None:
     made_run(tiny("--method", "base"), ["a"] * 3)
     made_run(tiny("--method", "qlora"), ["the lake"] * 3)
-    build(tiny())
+    write.build(tiny())
     files = [p for p in Path(tiny().report_dir).rglob("*") if p.is_file()]
     before = {p: p.read_bytes() for p in files}
-    build(tiny())
-    assert len(files) == 6
+    write.build(tiny())
+    assert len(files) == 15
     assert {p: p.read_bytes() for p in files} == before
+
+
+def test_seeds_get_a_mean_row_over_seeds_and_examples(tiny: Make) -> None:
+    made_run(tiny("--method", "lora"), ["the lake is blue", "a", "b", "c"] * 5)
+    made_run(tiny("--method", "lora", "--seed", "1"), ["the lake is blue", "the lake is blue", "b", "c"] * 5)
+    made_run(tiny("--method", "dora"), ["a"] * 20)
+    results = gather(tiny().run_dir.parent)
+    assert [r["label"] for r in results.every] == ["LoRA (2 seeds)", "LoRA (seed 0)", "LoRA (seed 1)", "DoRA"]
+    assert [r["label"] for r in results.shown] == ["LoRA (2 seeds)", "DoRA"]
+    mean, first, second = results.every[:3]
+    assert mean["seed"] == "mean"
+    assert mean["rouge_l"]["value"] == pytest.approx((first["rouge_l"]["value"] + second["rouge_l"]["value"]) / 2)
+    assert (mean["rouge_l"]["seeds"], mean["rouge_l"]["over"]) == (2, "seeds and examples")
+    assert mean["rouge_l"]["high"] - mean["rouge_l"]["low"] > first["rouge_l"]["high"] - first["rouge_l"]["low"]
+    assert mean["exact_match"] == {"value": pytest.approx(37.5), "low": None, "high": None}
+    assert mean["train_wall_s"] == 65
+    summary = write.summary(write.inputs(tiny()))
+    assert [r["seed"] for r in summary["rows"]] == ["mean", 0, 1, 0]
+
+
+def test_many_replies_are_read_by_several_processes_alike(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in ("0", "1"):
+        made_run(tiny("--method", "lora", "--seed", seed), ["the lake", "a", seed] * 4)
+    alone = gather(tiny().run_dir.parent)
+    monkeypatch.setattr(answers, "MANY", 0)
+    monkeypatch.setattr(answers.os, "sched_getaffinity", lambda _: {0, 1})
+    assert gather(tiny().run_dir.parent).every == alone.every
 
 
 def test_unfinished_failed_and_damaged_runs_have_rows_with_reasons(tiny: Make) -> None:
@@ -93,15 +137,143 @@ def test_unfinished_failed_and_damaged_runs_have_rows_with_reasons(tiny: Make) -
     open_run(tiny("--method", "lora"))
     write_json(open_run(tiny("--method", "dora")) / "train.json", {"status": "oom", "reason": "out of memory"})
     (made_run(tiny("--method", "qlora"), ["b"] * 2) / "eval.json").write_text("{")
+    write_json(open_run(tiny("--method", "qdora")) / "train.json", {"status": "done"})
+    running = open_run(tiny("--method", "highrank"))
+    write_jsonl(running / "log.jsonl", [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}])
+    half = open_run(tiny("--method", "galore"))
+    write_json(half / "train.json", {"status": "done"})
+    write_jsonl(half / "predictions.jsonl", [{"id": "alpaca-0"}])
+    (half.parent / "full-s0").mkdir()
     rows, notes, text = build(tiny())
-    assert {r["method"]: r["status"] for r in rows} == {"base": "done", "qlora": "damaged", "lora": "missing", "dora": "oom"}
-    assert len(notes) == 3
+    assert {r["method"]: r["status"] for r in rows} == {
+        "base": "done", "qlora": "damaged", "lora": "missing", "dora": "oom", "qdora": "trained", "highrank": "running", "galore": "running", "full": "damaged",
+    }  # fmt: skip
+    assert len(notes) == 7
+    assert "high-rank LoRA: training is running or was stopped after 2 steps; the same command goes on from the last checkpoint" in notes
+    assert "GaLore: evaluation is running or was stopped after 1 replies" in notes
     assert "| DoRA: oom | — | — |" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "status", "reason"),
+    [
+        ("config", {"rank": [16]}, "damaged", "config.json, rank is [16]"),
+        ("eval", {"all": {"bleu4": {"value": "high"}}}, "damaged", "eval.json, all, bleu4, value is 'high'"),
+        ("eval", {"per_source": None}, "damaged", "eval.json, per_source is not an object"),
+        ("train", {"peak_memory_gib": True}, "damaged", "train.json, peak_memory_gib is True"),
+        ("samples", {"samples": {}}, "done", "samples.json, samples is not a list"),
+        ("tasks", {"tasks": {"quiz": {"acc": {"value": []}}}}, "done", "tasks.json, tasks, quiz, acc, value is []"),
+    ],
+)
+def test_a_file_of_another_shape_is_told_by_name(tiny: Make, name: str, change: dict[str, Any], status: str, reason: str) -> None:
+    made_run(tiny("--method", "base"), ["a"] * 4)
+    path = made_run(tiny("--method", "lora"), ["b"] * 4) / f"{name}.json"
+    write_json(path, (read_json(path) if path.exists() else {}) | change)
+    rows, notes, _ = build(tiny())
+    assert [r["status"] for r in rows] == ["done", status]
+    assert len(notes) == 1
+    assert reason in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda p: p.write_text(p.read_text().replace("a hill", "the lake")), CHANGED),
+        (lambda p: p.unlink(), "predictions.jsonl cannot be used"),
+    ],
+)
+def test_predictions_that_were_not_scored_are_not_ranked(tiny: Make, damage: Callable[[Path], None], reason: str) -> None:
+    made_run(tiny("--method", "base"), ["a"] * 20)
+    made_run(tiny("--method", "lora"), ["the lake is blue"] * 20)
+    damage(made_run(tiny("--method", "qlora"), ["a hill"] * 20) / "predictions.jsonl")
+    given = write.inputs(tiny())
+    results, notes, found = given.results, given.notes, given.found
+    row = next(r for r in results.rows if r["method"] == "qlora")
+    assert not row["ranked"]
+    assert row["reason"].startswith(reason)
+    assert any(reason in note for note in notes)
+    assert {(v["a"], v["b"]) for v in found} == {("base", "lora")}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"id": "alpaca-0", "pred', "not valid JSON"),
+        ('{"id": "alpaca-000", "source": "alpaca"}', "has no prompt, reference, prediction, nll, nll_tokens"),
+        ('{"id": "x", "source": "s", "prompt": "", "reference": "", "prediction": 7, "nll": 1, "nll_tokens": 1}', "cannot be used"),
+        ('{"id": "x", "source": "s", "prompt": "", "reference": "", "prediction": "", "nll": NaN, "nll_tokens": 1}', "Perplexity of a row is not finite"),
+    ],
+)
+def test_damaged_predictions_cost_their_own_run_alone(tiny: Make, line: str, reason: str) -> None:
+    made_run(tiny("--method", "qlora"), ["a", "b"] * 10)
+    made_run(tiny("--method", "dora"), ["a", "c"] * 10)
+    (made_run(tiny("--method", "lora"), ["b"] * 20, predictions_sha256=None) / "predictions.jsonl").write_text(line + "\n")
+    given = write.inputs(tiny())
+    assert any(reason in note for note in given.notes), given.notes
+    assert {(v["a"], v["b"]) for v in given.found} == {("qlora", "dora")}
+    json.dumps(write.summary(given), allow_nan=False)
+
+
+def test_scores_without_intervals_are_drawn_and_told(tiny: Make) -> None:
+    """As with --limit 3 over three sources: no source has two rows, so no score has an interval."""
+    sources = ("alpaca", "tulu", "ultrachat")
+    made_run(tiny("--method", "base"), ["a"] * 3, sources=sources)
+    folder = made_run(tiny("--method", "lora"), ["the lake is blue"] * 3, sources=sources)
+    assert read_json(folder / "eval.json")["all"]["bleu4"]["low"] is None
+    _, notes, text = build(tiny())
+    assert notes == ["no verdicts: 3 test rows are too few for a comparison; it takes at least 2 rows of a source"]
+    assert "| LoRA | all | 100.00 | 100.00 |" in text
+
+
+def test_what_an_evaluation_adds_is_shown(tiny: Make) -> None:
+    """Forgetting, leaks, fixed prompts and outside tasks; runs without them are as before."""
+    forgetting = {"text": "general", "sha256": "ab" * 32, "tokens": 1000, "perplexity": {"value": 20.0, "low": 19.0, "high": 21.0}, "kl": None}
+    made_run(tiny("--method", "base"), ["a"] * 4, forgetting=forgetting)
+    without = {m: {"value": 7.0, "low": 6.0, "high": 8.0, "n": 2} for m in ("bleu4", "rouge_l", "perplexity")}
+    tuned = forgetting | {"perplexity": {"value": 25.0, "low": 24.0, "high": 26.0}, "kl": {"value": 0.31, "low": 0.3, "high": 0.32}}
+    folder = made_run(tiny("--method", "lora"), ["b"] * 4, forgetting=tuned, leaks={"flagged": 2, "without": without})
+    write_json(folder / "samples.json", {"samples": [{"prompt": "Explain rain.", "prediction": HOSTILE, "finished": True}]})
+    write_json(folder / "tasks.json", {"tasks": {"quiz": {"acc": {"value": 0.5, "stderr": None}}}, "limit": 10, "versions": {}})
+    (made_run(tiny("--method", "dora"), ["b"] * 4) / "samples.json").write_text("[")
+    text, notes = build(tiny())[2], build(tiny())[1]
+    for shown in ("| LoRA | 20.00 \\[19.00, 21.00\\] | 25.00 \\[24.00, 26.00\\] | 0.31 \\[0.30, 0.32\\] |", "| LoRA | 2 |", "| LoRA | 0.500 |",
+                  "Explain rain.", "the first 10 rows of each task", "perplexity went from 20.00 to 25.00 with LoRA"):  # fmt: skip
+        assert shown in text, shown
+    assert len(notes) == 1
+    assert "samples.json is left out" in notes[0]
+
+
+def test_human_scores_are_shown_with_their_agreement(tiny: Make) -> None:
+    from kit.rating import CRITERIA, deck, items, open_ledger
+
+    made_run(tiny("--method", "base"), ["a", "b", "c", "d"] * 2)
+    made_run(tiny("--method", "lora"), ["the lake is blue", "the lake", "b", "c"] * 2)
+    folder = tiny().run_dir.parent
+    for rater in ("anna", "ben"):
+        with open_ledger(folder, rater, CRITERIA) as ledger:
+            for card in deck(items(folder), rater, limit=100, seed=0):
+                ledger.add(card, dict.fromkeys(CRITERIA, 4 if "lake" in card.reply else 1))
+    text = build(tiny())[2]
+    assert "by anna and ben, blind" in text
+    assert re.search(r"\| LoRA \| 2\.50 \\\[", text)
+    assert "fluency, weighted kappa of anna, ben: 1.00" in text
+    assert "rank correlation with ROUGE-L: " in text
+    (folder / "ratings" / "anna.jsonl").write_text("7\n")
+    assert any("not a rating" in note for note in build(tiny())[1])
+
+
+def test_a_format_that_fails_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kit.report import pdf
+
+    (tmp_path / "report.pdf").write_text("of an earlier report")
+    monkeypatch.setattr(pdf, "render", lambda *_: 1 / 0)
+    assert write.render("t", [Heading("h")], tmp_path) == ["report.pdf could not be made (ZeroDivisionError: division by zero)"]
+    assert {p.name for p in tmp_path.iterdir()} == {"report.md", "report.html"}
+
+
 def test_runs_on_different_data_are_pointed_out(tiny: Make) -> None:
-    made_run(tiny("--method", "base"), ["a"] * 2)
-    made_run(tiny("--method", "lora"), ["a"] * 2, data="other")
+    made_run(tiny("--method", "base"), ["a"] * 4)
+    made_run(tiny("--method", "lora"), ["a"] * 4, data="other")
     assert build(tiny())[1] == ["the runs were made on different data; their scores cannot be compared"]
 
 
@@ -111,13 +283,38 @@ def test_foreign_text_stays_text(tiny: Make, capsys: pytest.CaptureFixture[str])
     outside = "".join(part for i, part in enumerate(text.split("````")) if i % 2 == 0)
     assert HOSTILE in text
     assert "<script>" not in outside
-    comparison_table(rows, "[red]title")
+    tables.comparison_table(rows, [], "[red]title")
     assert "[red]title" in capsys.readouterr().out
 
 
-def test_a_fence_is_longer_than_any_inside() -> None:
-    assert write.fenced("a ```` b")[0] == "`````text"
-    assert write.escape("a|b<c>") == r"a\|b\<c\>"
+def test_the_console_cuts_nothing_off(tiny: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    sources, methods = ("alpaca", "tulu", "ultrachat"), ("qlora", "highrank", "galore", "full")
+    made_run(tiny("--method", "base"), ["a"] * 12, sources=sources)
+    for method in methods:
+        made_run(tiny("--method", method), ["the lake is blue"] * 12, sources=sources)
+    results = gather(tiny().run_dir.parent)
+    found = verdicts(results)[0]
+    for width in (50, 80, 120, 200):
+        monkeypatch.setattr(console, "width", width)
+        tables.comparison_table(results.shown, found, "Comparison")
+        tables.source_table(results.shown)
+        tables.verdict_table(found)
+        shown = capsys.readouterr().out
+        assert max(map(len, shown.splitlines())) <= width
+        assert "…" not in shown
+        assert [shown.count(x) for x in ("0.00 → 100.00", "123,456", "100.00 / 100.00", "++=")] == [8, 4, 12, 4]
+
+
+def test_a_star_stands_where_the_verdicts_support_it(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    made_run(tiny("--method", "base"), ["a hill"] * 40)
+    made_run(tiny("--method", "lora"), ["the lake is blue"] * 40)
+    results = gather(tiny().run_dir.parent)
+    tables.comparison_table(results.shown, verdicts(results)[0], "")
+    assert capsys.readouterr().out.count("★ 0.00 → 100.00") == 2
+    made_run(tiny("--method", "dora"), ["the lake is blue"] * 40)
+    results = gather(tiny().run_dir.parent)
+    tables.comparison_table(results.shown, verdicts(results)[0], "")
+    assert "★" not in capsys.readouterr().out
 
 
 def test_no_runs_is_an_error(tiny: Make) -> None:
@@ -127,16 +324,24 @@ def test_no_runs_is_an_error(tiny: Make) -> None:
 
 def test_seeds_are_told_apart(tiny: Make) -> None:
     made_run(tiny("--method", "lora"), ["a"] * 2)
+    assert [cell("label", r, None) for r in collect(Path(tiny().runs_dir) / "tiny")] == ["LoRA"]
     made_run(tiny("--method", "lora", "--seed", "1"), ["a"] * 2)
-    assert [cell("label", r, None) for r in collect(Path(tiny().runs_dir) / "tiny")] == ["LoRA", "LoRA (seed 1)"]
+    assert [cell("label", r, None) for r in collect(Path(tiny().runs_dir) / "tiny")] == ["LoRA (seed 0)", "LoRA (seed 1)"]
 
 
 def test_numbers_read_well() -> None:
-    assert [duration(s) for s in (None, 42.4, 125, 4320)] == ["—", "42 s", "2 min 05 s", "1 h 12 min"]
+    assert [duration(s) for s in (None, 42.4, 59.7, 125, 4320)] == ["—", "42 s", "1 min 00 s", "2 min 05 s", "1 h 12 min"]
     assert (number(None, 2), number(1234.5, 1, " GiB")) == ("—", "1,234.5 GiB")
+    assert interval({"value": 1.0, "low": None, "high": None}) == "1.00"
+    assert interval(None) == interval({"value": None, "low": None, "high": None}) == "—"
 
 
-def test_summary_is_plain_json(tiny: Make) -> None:
-    made_run(tiny("--method", "base"), ["a"] * 2)
-    build(tiny())
-    json.loads((Path(tiny().report_dir) / "summary.json").read_text(), parse_constant=lambda c: pytest.fail(f"{c} in summary.json"))
+def test_a_report_needs_no_torch(tiny: Make) -> None:
+    made_run(tiny("--method", "base"), ["a"] * 3)
+    made_run(tiny("--method", "lora"), ["the lake"] * 3)
+    code = "import sys, runpy\nrunpy.run_path(sys.argv[0], run_name='__main__')\nassert not {'torch', 'transformers', 'unsloth'} & set(sys.modules)"
+    flags = ["--recipe", "tiny", *places(Path(tiny().runs_dir).parent)]
+    done = subprocess.run([sys.executable, "-c", f"import sys; sys.argv = {[str(ROOT / 'scripts' / 'report.py'), *flags]}\n{code}"],
+                          capture_output=True, text=True, timeout=240, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "report:" in done.stdout

@@ -12,10 +12,11 @@ from test_report import made_run
 
 from kit.config import RunConfig
 from kit.files import read_json, write_json
-from kit.report import write
-from kit.report.rows import collect
+from kit.report import markdown, write
+from kit.report.answers import gather
+from kit.report.content import document
 from kit.report.tables import verdict_table
-from kit.report.verdicts import ledger, verdicts
+from kit.report.verdicts import best, both_ways, ledger, verdicts
 
 Make = Callable[..., RunConfig]
 GOOD, BAD = "the lake is blue", "a hill was red"
@@ -36,7 +37,7 @@ def finished(config: RunConfig, predictions: list[str], **trained: Any) -> Path:
 
 
 def said(tiny: Make) -> dict[tuple[str, str, str], dict[str, Any]]:
-    return {(v["a"], v["b"], v["metric"]): v for v in verdicts(collect(tiny().run_dir.parent))}
+    return {(v["a"], v["b"], v["metric"]): v for v in verdicts(gather(tiny().run_dir.parent))[0]}
 
 
 def test_a_clear_difference_a_tie_and_a_doubt(tiny: Make) -> None:
@@ -50,7 +51,7 @@ def test_a_clear_difference_a_tie_and_a_doubt(tiny: Make) -> None:
     assert found["lora", "dora", "rouge_l"]["verdict"] == "cannot tell"
     assert found["lora", "dora", "rouge_l"]["needed"] > 80
     assert all(v["confounded"] == [] for v in found.values())
-    assert ledger(collect(tiny().run_dir.parent)) == []
+    assert ledger(gather(tiny().run_dir.parent)) == []
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_what_differs_beyond_the_method_is_named(tiny: Make, flags: tuple[str, .
     finished(tiny("--method", "lora", *flags), replies(0.2, 2), **trained)
     found = said(tiny)
     assert {tuple(v["confounded"]) for v in found.values()} == {(reason,)}
-    assert ledger(collect(tiny().run_dir.parent)) == [("QLoRA", "LoRA", [reason])]
+    assert ledger(gather(tiny().run_dir.parent)) == [("QLoRA", "LoRA", [reason])]
 
 
 def test_what_makes_the_method_does_not_confound_it(tiny: Make) -> None:
@@ -85,20 +86,45 @@ def test_what_makes_the_method_does_not_confound_it(tiny: Make) -> None:
 def test_the_matrix_and_the_table_show_both_directions(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
     finished(tiny("--method", "qlora"), replies(0.9, 1))
     finished(tiny("--method", "lora", "--epochs", "2"), replies(0.2, 2))
-    _, _, found = write.build(tiny())
-    verdict_table(found)
+    given = write.inputs(tiny())
+    verdict_table(given.found)
     shown = capsys.readouterr().out
     assert "++=*" in shown
     assert "−−=*" in shown
-    text = (Path(tiny().report_dir) / "report.md").read_text(encoding="utf-8")
+    text = markdown.render("", document(given))
     assert "| better (confounded) |" in text
     assert "QLoRA and LoRA: epochs 1 and 2.0" in text
 
 
-def test_a_damaged_predictions_file_does_not_stop_the_report(tiny: Make) -> None:
-    finished(tiny("--method", "qlora"), replies(0.9, 1))
-    folder = finished(tiny("--method", "lora"), replies(0.2, 2))
-    (folder / "predictions.jsonl").write_text('{"id": "alpaca-0", "pred\n')
-    rows, notes, found = write.build(tiny())
-    assert (len(rows), found) == (2, [])
-    assert "not valid JSON" in notes[-1]
+def test_the_seeds_of_a_method_share_its_settings(tiny: Make) -> None:
+    """A method's own settings may differ from another method's, and not from one of its seeds to the next."""
+    for method in ("lora", "highrank"):
+        for seed in ("0", "1"):
+            rank = ("--rank", "8") if (method, seed) == ("highrank", "1") else ()
+            finished(tiny("--method", method, "--seed", seed, *rank), replies(0.5, 1, 20))
+    assert ledger(gather(tiny().run_dir.parent)) == [("LoRA", "high-rank LoRA", ["rank 48 and 8"])]
+
+
+def test_both_ways_mirror_a_verdict() -> None:
+    v = {"a": "x", "b": "y", "metric": "rouge_l", "delta": 2.0, "low": 1.0, "high": 4.0, "verdict": "better", "confounded": []}
+    said = both_ways([v])
+    assert said["x", "y", "rouge_l"] == v
+    assert said["y", "x", "rouge_l"] == v | {"a": "y", "b": "x", "delta": -2.0, "low": -4.0, "high": -1.0, "verdict": "worse"}
+
+
+def test_best_takes_a_fair_win_over_every_other_ranked_method() -> None:
+    rows = [{"method": m, "status": "done", "ranked": True} for m in ("base", "lora", "dora")]
+    win = {"a": "lora", "metric": "rouge_l", "delta": 2.0, "low": 1.0, "high": 3.0, "verdict": "better", "confounded": []}
+    draw = win | {"a": "base", "b": "dora", "verdict": "cannot tell"}
+
+    def found(second: dict[str, Any]) -> str | None:
+        return best(rows, both_ways([win | {"b": "base"}, win | {"b": "dora"} | second, draw]), "rouge_l")
+
+    assert found({}) == "lora"
+    assert found({"verdict": "cannot tell"}) is None
+    assert found({"confounded": ["other seeds"]}) is None
+    rows[2]["ranked"] = False  # then it is no rival
+    assert found({"confounded": ["not ranked"]}) == "lora"
+    rows[2]["ranked"] = True
+    rows[1]["ranked"] = False
+    assert found({}) is None

@@ -5,8 +5,14 @@ All strings are plain text: a renderer escapes them, whatever they hold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from kit.rating import printable
+
+BEST = "★ The verdicts support calling this the best of its column."
 
 
 @dataclass(frozen=True)
@@ -79,3 +85,15 @@ class Code:
 
 
 Block = Heading | Paragraph | Bullets | Table | Figure | Samples | Code
+
+
+def plain(value: Any) -> Any:
+    """A block as dictionaries and lists for a template; `block` names its kind. Control characters and the like are spelled out in every text; a number
+    that JSON does not know is None."""
+    if isinstance(value, str):
+        return printable(value)
+    if is_dataclass(value):
+        return {"block": type(value).__name__.lower(), **{f.name: plain(getattr(value, f.name)) for f in fields(value)}}
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value

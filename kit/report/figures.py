@@ -1,120 +1,236 @@
-"""PNG figures from the report's rows: colour-blind-safe, told apart by hatch and marker in black and white, intervals drawn."""
+"""Figures as PNG and SVG from the report's rows: colour-blind-safe, told apart by place, marker or dash in black and white, intervals drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kit.report.rows import COLUMNS, Row, cell
+import numpy as np
 
-# Okabe and Ito's palette (2008).
-COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "**")
-MARKERS = "osD^vP*Xh"
+from kit.config import BASE
+from kit.metrics import METRICS
+from kit.report.answers import Results
+from kit.report.blocks import Figure
+from kit.report.rows import Row, curves, plain, title
 
-
-def draw(rows: Sequence[Row], logs: dict[str, list[Row]], folder: Path) -> list[Path]:
-    """Draws every figure that the rows have something for; returns the files written."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    folder.mkdir(parents=True, exist_ok=True)
-    scored = [r for r in rows if r["bleu4"]]
-    style = {cell("label", r, None): i % len(COLOURS) for i, r in enumerate(rows)}
-    made = []
-    if scored:
-        made.append(_save(_bars(scored, style), folder / "bleu_rouge_comparison.png"))
-    if costed := [r for r in scored if r["peak_memory_gib"] is not None]:
-        made.append(_save(_memory(costed, style), folder / "memory_vs_performance.png"))
-    if logs:
-        made.append(_save(_loss(logs, style), folder / "training_loss.png"))
-    return made
+# Okabe and Ito's palette (2008), grey for the base model.
+COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000", "#882255", "#44AA99")
+MARKERS = "osD^vP*Xhd<"
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)))
+POINTS = 300  # of a loss curve; more cannot be seen
+SPREAD = (5, 25, 50, 75, 95)
 
 
-def draw_lengths(stats: dict[str, Any], path: Path) -> Path:
-    """Tokens a row for every split and source: median, middle half and middle nine tenths, from dataset_stats.json."""
-    import matplotlib
+def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, folder: Path) -> list[Figure]:
+    """Draws every figure that there is something for; returns them with captions that say in words what is to be seen."""
+    rows = [r for r in results.shown if all(plain(r, m) is not None for m in ("bleu4", "rouge_l"))]
+    style = {m: i for i, m in enumerate(dict.fromkeys(r["method"] for r in results.rows))}
+    made: list[tuple[Figure, Any]] = []
 
-    matplotlib.use("Agg")
-    bars = [(f"{split} {name}", p) for split, s in stats["splits"].items() for name, p in s["tokens_by_source"].items()]
-    figure, axes = _figure(height=1.2 + 0.32 * len(bars))
-    for at, (_, p) in enumerate(bars):
-        axes.plot([p["p5"], p["p95"]], [at, at], color="black", linewidth=1)
-        axes.barh(at, p["p75"] - p["p25"], left=p["p25"], height=0.6, color=COLOURS[1], edgecolor="black", linewidth=0.6)
-        axes.plot([p["p50"]] * 2, [at - 0.3, at + 0.3], color="white", linewidth=2)
-    axes.set_yticks(range(len(bars)), [label for label, _ in bars])
-    axes.invert_yaxis()
-    axes.axvline(stats["max_length"], color="black", linestyle=":", linewidth=1)
-    axes.set_xlabel(f"tokens a row: median, middle 50% and 90%; dotted: maximum length {stats['max_length']:,}")
-    return _save(figure, path)
+    def add(name: str, caption: str, make: Callable[[], Any]) -> None:
+        made.append((Figure(name, caption), make()))
+
+    if rows:
+        add("bleu_rouge_comparison", "BLEU-4 and ROUGE-L of every method with 95% intervals; higher is better. The dotted line is the base model.",
+            lambda: _comparison(rows, style, {"": rows}))  # fmt: skip
+    for key, name, what in (("peak_memory_gib", "memory", "peak memory while training (GiB)"), ("train_wall_s", "time", "training time (s)")):
+        if costed := [r for r in rows if r[key] is not None]:
+            add(f"{name}_vs_performance", f"ROUGE-L with 95% intervals against {what.removesuffix(' (GiB)').removesuffix(' (s)')}: upper left is best. The "
+                "dashed line is the Pareto front: points that no other one beats in both by value, which is no verdict. Dotted: the base model.",
+                lambda key=key, what=what, costed=costed: _tradeoff(costed, rows, style, key, what))  # type: ignore[misc]  # fmt: skip
+    if logs := curves(results.rows):
+        add("training_loss", "Training loss by optimiser step, as a running mean over a twentieth of the steps.", lambda: _loss(results.rows, logs, style))
+    names = sorted({s for r in rows for s in r["per_source"] or {}})
+    if len(names) > 1:
+        by_source = {s: [r | r["per_source"][s] for r in rows if s in (r["per_source"] or {})] for s in names}
+        add("per_source", "BLEU-4 and ROUGE-L on the test rows of each source, with 95% intervals.", lambda: _comparison(rows, style, by_source))
+    if lengths := _lengths(results):
+        add("length", "Tokens a reply (13a): median, middle 50% and 90% of the references and of every run's replies. BLEU-4 rewards matching length.",
+            lambda: _boxes(lengths, "tokens a reply: median, middle 50% and 90%"))  # fmt: skip
+    if rated and rated["criteria"]:
+        add("human_vs_metric", "Mean human score against ROUGE-L, both with 95% intervals.", lambda: _human(results.rows, rated, style))
+    if stats:
+        add("data_lengths", "Tokens a row in every split and source; the dotted line is the maximum length.", lambda: _data(stats))
+    for figure, drawn in made:
+        _save(drawn, folder / figure.name)
+    return [figure for figure, _ in made]
 
 
-def _figure(width: float = 7.0, height: float = 4.2) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
+def draw_lengths(stats: Mapping[str, Any], path: Path) -> Path:
+    """Tokens a row for every split and source, from dataset_stats.json."""
+    return _save(_data(stats), path.with_suffix(""))
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
+
+def draw_scaling(bench: Mapping[str, Any], folder: Path) -> Path:
+    """Median time with its interquartile range against what grows: {"what": "scaling", "series": {name: [{"x", "median_s", "iqr_s"}]}, "axis"}."""
+    figure, (axes,) = _figure(1)
+    for i, (name, points) in enumerate(bench["series"].items()):
+        x, y, spread = zip(*((p["x"], p["median_s"], p["iqr_s"] / 2) for p in points), strict=True)
+        axes.errorbar(x, y, yerr=spread, marker=MARKERS[i % len(MARKERS)], color=COLOURS[(i + 1) % len(COLOURS)], linestyle=DASHES[i % len(DASHES)], label=name)
+    axes.set_xlabel(bench["axis"])
+    axes.set_ylabel("seconds")
+    _legend(axes)
+    return _save(figure, folder / "scaling")
+
+
+def _figure(panels: int, *, lines: int = 1, width: float = 7.5, height: float = 3.8, sharey: bool = False) -> tuple[Any, list[Any]]:
+    from matplotlib.figure import Figure as Canvas
+
+    figure = Canvas(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(lines, panels, squeeze=False, sharey=sharey).ravel().tolist()
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.3)
+        ax.set_axisbelow(True)
     return figure, axes
 
 
 def _save(figure: Any, path: Path) -> Path:
-    # No creation date or version inside: the same rows give the same bytes.
-    figure.savefig(path, dpi=150, metadata={"Software": None})
-    return path
+    """PATH.png and PATH.svg; without dates, versions and random names the same rows give the same bytes."""
+    import matplotlib
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": "kit", "svg.fonttype": "path"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a source's name may be in any script
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once for both
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+        figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
+    return path.with_suffix(".png")
 
 
-def _errors(scores: Sequence[dict[str, Any]]) -> list[list[float]]:
-    return [[s["value"] - s["low"] for s in scores], [s["high"] - s["value"] for s in scores]]
+def errors(scores: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """[below, above]: how far each interval reaches from its value; a score without an interval has no bar."""
+    known = [s.get("low") is not None and s.get("high") is not None for s in scores]
+    # Rounding can put an end on the value's wrong side by a hair.
+    return [[max(0.0, s["value"] - s["low"]) if k else 0.0 for s, k in zip(scores, known, strict=True)],
+            [max(0.0, s["high"] - s["value"]) if k else 0.0 for s, k in zip(scores, known, strict=True)]]  # fmt: skip
 
 
-def _bars(rows: Sequence[Row], style: dict[str, int]) -> Any:
-    figure, axes = _figure(max(6.0, 1.1 * len(rows) + 3))
-    width = 0.8 / len(rows)
-    for i, row in enumerate(rows):
-        scores = [row["bleu4"], row["rouge_l"]]
-        label = cell("label", row, None)
-        k = style[label]
-        at = [x + (i - (len(rows) - 1) / 2) * width for x in (0, 1)]
-        bars = axes.bar(at, [s["value"] for s in scores], width * 0.92, yerr=_errors(scores), capsize=3, label=label,
-                        color=COLOURS[k], hatch=HATCHES[k], edgecolor="black", linewidth=0.6)  # fmt: skip
-        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
-    axes.set_xticks([0, 1], [COLUMNS["bleu4"].title, COLUMNS["rouge_l"].title])
-    axes.set_ylabel("score (0–100), with 95% interval")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+def _point(axes: Any, x: float, y: float, k: int, **how: Any) -> None:
+    axes.errorbar([x], [y], fmt=MARKERS[k % len(MARKERS)], color=COLOURS[k % len(COLOURS)], markeredgecolor="black", markeredgewidth=0.6, markersize=7,
+                  ecolor="black", elinewidth=1, capsize=3, **how)  # fmt: skip
+
+
+def _comparison(rows: Sequence[Row], style: Mapping[str, int], groups: Mapping[str, Sequence[Row]]) -> Any:
+    """A panel for each metric and group, methods from top to bottom, so that no legend is needed."""
+    labels = [r["label"] for r in rows]
+    metrics = ("bleu4", "rouge_l")
+    lines, panels = (2, len(groups)) if len(groups) > 1 else (1, 2)
+    figure, axes = _figure(panels, lines=lines, width=max(7.5, 2 + 2.2 * panels), height=lines * (1.1 + 0.3 * len(rows)), sharey=True)
+    for ax, (metric, group) in zip(axes, ((m, g) for m in metrics for g in groups), strict=True):
+        for row in (r for r in groups[group] if plain(r, metric) is not None):
+            at = labels.index(row["label"])
+            _point(ax, row[metric]["value"], at, style[row["method"]], xerr=errors([row[metric]]))
+            if lines == 1:
+                ax.annotate(f"{row[metric]['value']:.1f}", (row[metric]["value"], at), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+            if row["method"] == BASE:
+                ax.axvline(row[metric]["value"], color="black", linestyle=":", linewidth=1)
+        ax.set_xlabel(METRICS[metric].title + (f", {group}" if group else " (0–100)"))
+        ax.set_yticks(range(len(labels)), labels)
+    axes[0].invert_yaxis()
+    axes[0].margins(y=0.08)
     return figure
 
 
-def _memory(rows: Sequence[Row], style: dict[str, int]) -> Any:
-    figure, axes = _figure()
+def _tradeoff(rows: Sequence[Row], every: Sequence[Row], style: Mapping[str, int], key: str, what: str) -> Any:
+    figure, (axes,) = _figure(1)
+    for base in (r for r in every if r["method"] == BASE):
+        axes.axhline(base["rouge_l"]["value"], color="black", linestyle=":", linewidth=1, label="base")
+    front = pareto([(r[key], r["rouge_l"]["value"]) for r in rows])
+    axes.plot(*zip(*front, strict=True), color="black", linewidth=1, linestyle="--", drawstyle="steps-post", zorder=1)
     for row in rows:
-        label = cell("label", row, None)
-        k = style[label]
-        axes.errorbar([row["peak_memory_gib"]], [row["rouge_l"]["value"]], yerr=_errors([row["rouge_l"]]), fmt=MARKERS[k], color=COLOURS[k],
-                      ecolor="black", elinewidth=0.8, capsize=3, markersize=9, markeredgecolor="black", label=label)  # fmt: skip
-    axes.margins(x=0.15, y=0.15)
-    axes.set_xlabel("peak memory while training (GiB)")
-    axes.set_ylabel("ROUGE-L, with 95% interval")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        _point(axes, row[key], row["rouge_l"]["value"], style[row["method"]], yerr=errors([row["rouge_l"]]), label=row["label"])
+    axes.margins(x=0.1, y=0.1)
+    axes.set_xlabel(what)
+    axes.set_ylabel("ROUGE-L (0–100)")
+    _legend(axes)
     return figure
 
 
-def _loss(logs: dict[str, list[Row]], style: dict[str, int]) -> Any:
-    figure, axes = _figure()
-    dashes = ("-", "--", "-.", ":")
-    for label, log in logs.items():
-        k = style[label]
-        axes.plot([r["step"] for r in log], smoothed([r["loss"] for r in log]), color=COLOURS[k], linestyle=dashes[k % 4], label=label)
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """(cost, score) of the points that no other one beats in both, by rising cost."""
+    front: list[tuple[float, float]] = []
+    for cost, score in sorted(points, key=lambda p: (p[0], -p[1])):
+        if not front or score > front[-1][1]:
+            front.append((cost, score))
+    return front
+
+
+def _loss(rows: Sequence[Row], logs: Mapping[str, Sequence[Row]], style: Mapping[str, int]) -> Any:
+    figure, (axes,) = _figure(1)
+    named: set[str] = set()
+    for row in (r for r in rows if r["label"] in logs):
+        k, log = style[row["method"]], logs[row["label"]]
+        values = smoothed([r["loss"] for r in log])
+        shown = np.unique(np.linspace(0, len(log) - 1, min(POINTS, len(log))).astype(int))
+        label = None if row["method"] in named else title(row["method"])
+        axes.plot([log[i]["step"] for i in shown], [values[i] for i in shown], color=COLOURS[k % len(COLOURS)], linestyle=DASHES[k % len(DASHES)],
+                  linewidth=1.2, alpha=0.6 if label is None else 1, label=label)  # fmt: skip
+        named.add(row["method"])
     axes.set_xlabel("optimiser step")
-    axes.set_ylabel("training loss (nats a token, running mean)")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    axes.set_ylabel("loss (nats a token, running mean)")
+    _legend(axes)
     return figure
 
 
 def smoothed(values: Sequence[float], share: float = 0.05) -> list[float]:
     """A trailing mean over a share of the curve: steps are grouped by length, so single losses jump."""
     window = max(1, round(len(values) * share))
-    return [sum(values[max(0, i + 1 - window) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return [float(x) for x in (sums[ends] - sums[starts]) / (ends - starts)]
+
+
+def _lengths(results: Results) -> dict[str, list[float]]:
+    """Percentiles of 13a tokens a reply: the references', then each method's first run's."""
+    out: dict[str, list[float]] = {}
+    for rows in results.groups().values():
+        lengths = results.answers[rows[0]["run"]].statistics["bleu4"][:, :2]
+        out.setdefault("reference", np.percentile(lengths[:, 1], SPREAD).tolist())
+        out[rows[0]["label"]] = np.percentile(lengths[:, 0], SPREAD).tolist()
+    return out
+
+
+def _data(stats: Mapping[str, Any]) -> Any:
+    bars = {f"{split} {name}": [p[f"p{q}"] for q in SPREAD] for split, s in stats["splits"].items() for name, p in s["tokens_by_source"].items()}
+    figure = _boxes(bars, f"tokens a row: median, middle 50% and 90%; dotted: maximum length {stats['max_length']:,}")
+    figure.axes[0].axvline(stats["max_length"], color="black", linestyle=":", linewidth=1)
+    return figure
+
+
+def _boxes(bars: Mapping[str, Sequence[float]], label: str) -> Any:
+    figure, (axes,) = _figure(1, height=1.2 + 0.32 * len(bars))
+    for at, (p5, p25, p50, p75, p95) in enumerate(bars.values()):
+        axes.plot([p5, p95], [at, at], color="black", linewidth=1)
+        axes.barh(at, p75 - p25, left=p25, height=0.6, color=COLOURS[5], edgecolor="black", linewidth=0.6)
+        axes.plot([p50] * 2, [at - 0.3, at + 0.3], color="black", linewidth=2)
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel(label)
+    return figure
+
+
+def _human(rows: Sequence[Row], rated: Row, style: Mapping[str, int]) -> Any:
+    by_run = {Path(r["run"]).name: r for r in rows if plain(r, "rouge_l") is not None}
+    criteria: Mapping[str, Row] = rated["criteria"]
+    figure, axes = _figure(len(criteria), width=max(7.5, 2.4 * len(criteria) + 1.5), sharey=True)
+    for ax, (criterion, found) in zip(axes, criteria.items(), strict=True):
+        for run, score in found["runs"].items():
+            if row := by_run.get(run):
+                x, bars = row["rouge_l"]["value"], {"xerr": errors([row["rouge_l"]]), "yerr": errors([score])}
+                _point(ax, x, score["value"], style[row["method"]], label=row["label"], **bars)
+        ax.set_xlabel("ROUGE-L")
+        ax.set_title(criterion, fontsize=10)
+        ax.set_ylim(-0.2, 5.2)
+    axes[0].set_ylabel("mean human score (0–5)")
+    _legend(axes[-1])
+    return figure
+
+
+def _legend(axes: Any) -> None:
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)

@@ -9,30 +9,52 @@ from typing import Any
 
 from rich import box
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from kit.config import RunConfig
+from kit.config import BASE, RunConfig
 from kit.console import console, counts
 from kit.files import read_json
-from kit.report.rows import COLUMNS, cell, duration, interval, number
+from kit.report.rows import COLUMNS, SCORES, Row, cell, duration, interval, number, plain
+from kit.report.rows import title as method_title
+from kit.report.verdicts import Verdict, best, both_ways, by_reason
 
 PERCENTILE_NAMES = ("p5", "p25", "p50", "p75", "p95", "p99", "p100")
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
+STAR = "★ shown to be better than every other ranked method"
+NUMBERED = "Columns are numbered as the rows."
+
+
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for i, head in enumerate(heads):
+        table.add_column(escape(head), justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(escape(c) if isinstance(c, str) else c for c in row))
     return table
+
+
+def fits(table: Table) -> bool:
+    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum <= console.width
+
+
+def show(title: str, heads: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
+    """Prints a table; columns that the console is too narrow for follow in another below, with the first column again. Nothing is cut off."""
+    last = len(heads)
+    while last > 2 and not fits(_table(title, heads[:last], [r[:last] for r in rows])):
+        last -= 1
+    console.print(_table(title, heads[:last], [r[:last] for r in rows]))
+    if last < len(heads):
+        show("", [heads[0], *heads[last:]], [[r[0], *r[last:]] for r in rows])
 
 
 def data_table(manifest: dict[str, Any], folder: Path) -> None:
     """Rows in, kept and dropped by reason, and what the maximum length cut."""
-    table = _table(f"Data in {folder}", ["source", "rows in", "kept", "train", "test", "dropped", "repaired"])
-    for name, s in manifest["sources"].items():
-        table.add_row(escape(name), *(f"{s[k]:,}" for k in ("rows_in", "kept", "train", "test")), counts(s["dropped"]), counts(s["repaired"]))
-    console.print(table)
+    rows = [[n, *(f"{s[k]:,}" for k in ("rows_in", "kept", "train", "test")), counts(s["dropped"]), counts(s["repaired"])]
+            for n, s in manifest["sources"].items()]  # fmt: skip
+    show(f"Data in {folder}", ["source", "rows in", "kept", "train", "test", "dropped", "repaired"], rows)
     for split, cut in manifest["truncated"].items():
         lengths = manifest["lengths"][split]
         console.print(f"{split}: {counts(cut)}; tokens a row: median {lengths['p50']}, 95% {lengths['p95']}, longest {lengths['p100']}", markup=False)
@@ -43,12 +65,12 @@ def inspect_tables(manifest: dict[str, Any], folder: Path) -> None:
     from kit.report.figures import draw_lengths
 
     stats = read_json(folder / "dataset_stats.json")
-    table = _table("Tokens a row, after fitting to the maximum length", ["split", "rows", *PERCENTILE_NAMES])
+    body = []
     for split, s in stats["splits"].items():
         for name, lengths in {"all": s["tokens"], **s["tokens_by_source"]}.items():
             rows = s["rows"] if name == "all" else manifest["sources"][name][split]
-            table.add_row(escape(f"{split} {name}"), f"{rows:,}", *(f"{lengths[p]:,}" for p in PERCENTILE_NAMES))
-    console.print(table)
+            body.append([f"{split} {name}", f"{rows:,}", *(f"{lengths[p]:,}" for p in PERCENTILE_NAMES)])
+    show("Tokens a row, after fitting to the maximum length", ["split", "rows", *PERCENTILE_NAMES], body)
     for split, s in stats["splits"].items():
         console.print(f"{split}: exchanges a row: {_most(s['exchanges'])}; scripts: {_most(s['scripts'])}", markup=False)
     found, left = manifest["duplicates"], manifest["leaks"]
@@ -85,12 +107,9 @@ def show_rows(config: RunConfig, n: int) -> None:
 
 def training_table(config: RunConfig, record: dict[str, Any]) -> None:
     """What one training cost and gave."""
-    table = _table(f"Trained {config.run_dir}", ["steps", "final loss", "time", "tokens/s", "peak memory", "trainable", "adapter"])
-    table.add_row(
-        str(record["steps"]), number(record["final_loss"], 3), duration(record["train_wall_s"]), number(record["tokens_per_s"], 0),
-        number(record["peak_memory_gib"], 2, " GiB"), f"{record['trainable_params']:,}", number(record["adapter_mib"], 1, " MiB"),
-    )  # fmt: skip
-    console.print(table)
+    row = [str(record["steps"]), number(record["final_loss"], 3), duration(record["train_wall_s"]), number(record["tokens_per_s"], 0),
+           number(record["peak_memory_gib"], 2, " GiB"), f"{record['trainable_params']:,}", number(record["adapter_mib"], 1, " MiB")]  # fmt: skip
+    show(f"Trained {config.run_dir}", ["steps", "final loss", "time", "tokens/s", "peak memory", "trainable", "adapter"], [row])
     gate_lines(record["gates"])
 
 
@@ -103,58 +122,86 @@ def gate_lines(checks: dict[str, Any]) -> None:
 
 def sweep_table(found: dict[str, Any], config: RunConfig) -> None:
     """Validation perplexity by learning rate, the best one marked."""
-    table = _table(f"Learning rates of {config.method} on {found['budget']['rows']:,} rows", ["learning rate", "perplexity", "time", ""])
+    rows = []
     for point in found["curve"]:
         mark = "best" if point["learning_rate"] == found["best"] else ""
         perplexity = number(point["valid_perplexity"], 3) if point["valid_perplexity"] is not None else "diverged"
-        table.add_row(f"{point['learning_rate']:g}", perplexity, duration(point["train_wall_s"]), mark)
-    console.print(table)
+        rows.append([f"{point['learning_rate']:g}", perplexity, duration(point["train_wall_s"]), mark])
+    show(f"Learning rates of {config.method} on {found['budget']['rows']:,} rows", ["learning rate", "perplexity", "time", ""], rows)
     console.print(f"use it with: --tuned, or --learning-rate {found['best']:g}", markup=False)
 
 
 def evaluation_table(config: RunConfig, record: dict[str, Any]) -> None:
     """Scores with 95% intervals, over all rows and by source."""
-    table = _table(f"Evaluated {config.run_dir}", ["rows", "BLEU-4", "ROUGE-L", "perplexity"])
-    for name, block in {"all": record["all"], **record["per_source"]}.items():
-        table.add_row(escape(name), *(interval(block[m]) for m in ("bleu4", "rouge_l", "perplexity")))
-    console.print(table)
+    blocks = {"all": record["all"], **record["per_source"]}
+    rows = [[name, *(interval(block[m]) for m in SCORES)] for name, block in blocks.items()]
+    show(f"Evaluated {config.run_dir}", ["rows", *(COLUMNS[m].title for m in SCORES)], rows)
     made = record["generation"]
     console.print(f"{made['empty']} empty and {made['unfinished']} unfinished replies, {made['mean_reply_tokens']:.1f} tokens each", markup=False)
     gate_lines(record["gates"])
 
 
-def comparison_table(rows: Sequence[dict[str, Any]], title: str) -> None:
-    """The base model and every run side by side; a cell that is not there prints as —."""
-    table = _table(title, [c.title for c in COLUMNS.values()])
-    base = next((r for r in rows if r["method"] == "base"), None)
-    for row in rows:
-        table.add_row(*(escape(cell(key, row, base)) for key in COLUMNS))
-    console.print(table)
+def comparison_table(rows: Sequence[Row], found: Sequence[Verdict], title: str) -> None:
+    """The base model and every method side by side; a star only where the verdicts support it."""
+    base, said = next((r for r in rows if r["method"] == BASE), None), both_ways(found)
+    winners = {m: best(rows, said, m) for m in SCORES}
+
+    def text(key: str, row: Row) -> str | Text:
+        shown = cell(key, row, base)
+        return Text(f"★ {shown}", style="bold green") if winners.get(key) == row["method"] and row["ranked"] else shown
+
+    heads, body = [c.title for c in COLUMNS.values()], [[text(k, r) for k in COLUMNS] for r in rows]
+    if fits(_table(title, heads, body)):
+        show(title, heads, body)
+    else:  # scores, then costs
+        first = 1 + len(SCORES)
+        show(title, heads[:first], [r[:first] for r in body])
+        show("", [heads[0], *heads[first:]], [[r[0], *r[first:]] for r in body])
+    if any(winners.values()):
+        console.print(STAR, markup=False)
 
 
-def verdict_table(found: Sequence[dict[str, Any]]) -> None:
+def source_table(rows: Sequence[Row]) -> None:
+    """BLEU-4 and ROUGE-L of every method on each source's test rows, if there are several."""
+    names = sorted({s for r in rows for s in r["per_source"] or {}})
+    if len(names) > 1:
+        body = [[r["label"], *(" / ".join(number(plain((r["per_source"] or {}).get(s, {}), m), 2) for m in ("bleu4", "rouge_l")) for s in names)] for r in rows]
+        show("By source: BLEU-4 / ROUGE-L", ["method", *names], body)
+
+
+def verdict_table(found: Sequence[Verdict]) -> None:
     """A matrix of what can be said: the row's method against the column's, on each metric."""
-    names = list(dict.fromkeys(m for v in found for m in (v["a"], v["b"])))
+    methods = list(dict.fromkeys(m for v in found for m in (v["a"], v["b"])))
     signs = {"better": "+", "worse": "−", "equivalent": "=", "cannot tell": "?", "different": "≠"}
-    flipped = {"better": "worse", "worse": "better"}
-    said = {(v["a"], v["b"], v["metric"]): v for v in found} | {
-        (v["b"], v["a"], v["metric"]): v | {"verdict": flipped.get(v["verdict"], v["verdict"])} for v in found
-    }
-    metrics = list(dict.fromkeys(v["metric"] for v in found))
-    table = _table("Verdicts, row against column: " + ", ".join(COLUMNS[m].title for m in metrics), ["", *names])
-    for a in names:
-        marks = ["".join(signs[v["verdict"]] for m in metrics if (v := said.get((a, b, m)))) for b in names]
-        starred = ["*" if (v := said.get((a, b, metrics[0]))) and v["confounded"] else "" for b in names]
-        table.add_row(escape(a), *(mark + star or "·" for mark, star in zip(marks, starred, strict=True)))
-    console.print(table)
-    console.print("+ better, − worse, = equivalent, ? cannot tell, * differs in more than the method (see Fairness in report.md)", markup=False)
+    said, metrics = both_ways(found), list(dict.fromkeys(v["metric"] for v in found))
+
+    def mark(a: str, b: str) -> str:
+        shown = [v for m in metrics if (v := said.get((a, b, m)))]
+        return "".join(signs[v["verdict"]] for v in shown) + ("*" if shown and shown[0]["confounded"] else "") or "·"
+
+    title = "Verdicts, row against column: " + ", ".join(COLUMNS[m].title for m in metrics)
+    names = [method_title(m) for m in methods]
+    rows = [[name, *(mark(a, b) for b in methods)] for a, name in zip(methods, names, strict=True)]
+    named = fits(_table(title, ["", *names], rows))
+    if named:
+        show(title, ["", *names], rows)
+    else:
+        numbers = [str(i) for i in range(1, len(names) + 1)]
+        show(title, ["", *numbers], [[f"{i} {row[0]}", *row[1:]] for i, row in zip(numbers, rows, strict=True)])
+    legend = "+ better, − worse, = equivalent, ? cannot tell, * differs in more than the method and is not ranked."
+    console.print(legend if named else f"{legend} {NUMBERED}", markup=False)
+
+
+def fairness_lines(unfair: Sequence[tuple[str, str, list[str]]]) -> None:
+    """The pairs that must not be ranked, with the reasons."""
+    for line in by_reason(unfair):
+        console.print(Text("not ranked: ", style="bold") + Text(line, style=""))
 
 
 def bench_table(found: dict[str, Any]) -> None:
     """Medians with their spread, and the paired ratios."""
-    table = _table(f"Bench {found['what']}", ["variant", "median", "IQR", "peak memory", "rounds"])
-    for name, v in found["variants"].items():
-        table.add_row(escape(name), *(number(v[k], 3, " s") for k in ("median_s", "iqr_s")), number(v["peak_memory_gib"], 2, " GiB"), str(v["n"]))
-    console.print(table)
+    rows = [[name, *(number(v[k], 3, " s") for k in ("median_s", "iqr_s")), number(v["peak_memory_gib"], 2, " GiB"), str(v["n"])]
+            for name, v in found["variants"].items()]  # fmt: skip
+    show(f"Bench {found['what']}", ["variant", "median", "IQR", "peak memory", "rounds"], rows)
     for pair, ratio in found["ratios"].items():
         console.print(f"{pair}: {ratio:.2f}", markup=False)

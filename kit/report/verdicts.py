@@ -4,70 +4,66 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 from kit.config import BASE, TRAINING_FIELDS, load_recipe, recipes
 from kit.errors import UserError
-from kit.files import read_jsonl
 from kit.methods import METHODS
-from kit.report.rows import SCORES, Row, cell
+from kit.metrics import METRICS
+from kit.report.answers import Results, common, sources
+from kit.report.rows import SCORES, Row, title
 
+Verdict = dict[str, Any]
+Said = dict[tuple[str, str, str], Verdict]
 # What must be the same in two runs beyond their settings, by the name a reader sees.
 ALIKE = {"data": "data", "gpu": "GPU", "cpu": "CPU", "versions": "versions", "git": "code revision"}
 
 
-def verdicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """kit.statistics.compare over every pair of methods (seeds together), each with `confounded`: the reasons why it must not be ranked."""
-    from kit.metrics import METRICS
+def verdicts(results: Results) -> tuple[list[Verdict], list[str]]:
+    """kit.statistics.compare over every pair of methods (seeds together), each with `confounded`: the reasons why it must not be ranked.
+
+    Without any, the second list says why.
+    """
     from kit.statistics import compare
 
-    groups = grouped(rows)
+    groups = results.groups()
     if len(groups) < 2:
-        return []
-    predictions = {m: [_answers(row) for row in found] for m, found in groups.items()}
-    ids = sorted(set.intersection(*(set(p) for found in predictions.values() for p in found)))
-    if not ids:
-        return []
+        return [], []
+    answers = {m: [results.answers[r["run"]] for r in found] for m, found in groups.items()}
+    if not (ids := common([a for found in answers.values() for a in found])):
+        return [], ["no verdicts: the runs have no test row in common"]
     metrics = {name: METRICS[name] for name in SCORES}
-    sources = [next(iter(predictions.values()))[0][i]["source"] for i in ids]
-    statistics = {m: [{name: metric.statistics([p[i] for i in ids]) for name, metric in metrics.items()} for p in found] for m, found in predictions.items()}
+    statistics = {m: [a.of(ids) for a in found] for m, found in answers.items()}
     reasons = {pair: confounded(groups[pair[0]], groups[pair[1]]) for pair in combinations(groups, 2)}
-    return [found | {"confounded": reasons[found["a"], found["b"]]} for found in compare(statistics, sources, metrics, untrained=[BASE])]
-
-
-def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The evaluated runs by method, in the rows' order."""
-    out: dict[str, list[Row]] = {}
-    for row in rows:
-        if row["status"] == "done" and (Path(row["run"]) / "predictions.jsonl").exists():
-            out.setdefault(row["method"], []).append(row)
-    return out
-
-
-def _answers(row: Row) -> dict[str, Row]:
-    return {p["id"]: p for p in read_jsonl(Path(row["run"]) / "predictions.jsonl")}
+    try:
+        found = compare(statistics, sources(next(iter(answers.values()))[0], ids), metrics, untrained=[BASE])
+    except UserError as error:
+        return [], [f"no verdicts: {error}"]
+    return [v | {"confounded": reasons[v["a"], v["b"]]} for v in found], []
 
 
 def confounded(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
     """Why a difference between two methods' runs may not be the methods': gates that failed, and what differs beyond the methods themselves."""
-    reasons = [r["reason"] for r in (*first, *second) if not r["ranked"]]
-    a, b = first[0], second[0]
-    base = BASE in (a["method"], b["method"])
-    allowed = {"method", *own_settings(a), *own_settings(b)} | (set(TRAINING_FIELDS) if base else set())
-    for key in sorted(a["config"].keys() | b["config"].keys()):
-        if key not in allowed and key != "seed" and (x := a["config"].get(key)) != (y := b["config"].get(key)):
-            reasons.append(f"{key} {x!r} and {y!r}")
+    both = [*first, *second]
+    base = any(r["method"] == BASE for r in both)
+    reasons = list(dict.fromkeys(r["reason"] or "not ranked" for r in both if not r["ranked"]))
+    allowed = {"method", "seed", *own_settings(first[0]), *own_settings(second[0])} | (set(TRAINING_FIELDS) if base else set())
+    for key in sorted({k for r in both for k in r["config"]}):
+        # What belongs to a method may differ between methods, not between one method's seeds.
+        groups = [both] if key not in allowed else [] if key in ("method", "seed") else [first, second]
+        for group in groups:
+            values = list(dict.fromkeys(repr(r["config"].get(key)) for r in group))
+            reasons += [f"{key} {' and '.join(values)}"] if len(values) > 1 else []
     if not base and sorted(r["seed"] for r in first) != sorted(r["seed"] for r in second):
         reasons.append("other seeds")
     for key, name in ALIKE.items():
-        if (a["provenance"] or {}).get(key) != (b["provenance"] or {}).get(key):
+        if len({repr((r["provenance"] or {}).get(key)) for r in both}) > 1:
             reasons.append(f"another {name}" if key != "versions" else "other versions of the libraries")
-    if (a["precision"] or {}).get("name") != (b["precision"] or {}).get("name"):
+    if len({(r["precision"] or {}).get("name") for r in both}) > 1:
         reasons.append("another precision")
-    if not base and a["tokens_supervised"] != b["tokens_supervised"]:
-        reasons.append(f"{a['tokens_supervised']:,} and {b['tokens_supervised']:,} supervised tokens" if a["tokens_supervised"] and b["tokens_supervised"]
-                       else "supervised tokens not known")  # fmt: skip
+    tokens = list(dict.fromkeys(r["tokens_supervised"] for r in both))
+    if not base and (len(tokens) > 1 or None in tokens):
+        reasons.append(" and ".join(f"{n:,}" for n in tokens) + " supervised tokens" if None not in tokens else "supervised tokens not known")
     return reasons
 
 
@@ -79,17 +75,41 @@ def own_settings(row: Row) -> set[str]:
     return set(method.settings if method else {}) | set(block)
 
 
-def ledger(rows: Sequence[Row]) -> list[tuple[str, str, list[str]]]:
+def ledger(results: Results) -> list[tuple[str, str, list[str]]]:
     """(method, method, reasons) of every pair of evaluated methods that is not fair to rank."""
-    groups = grouped(rows)
-    labels = {m: cell("label", found[0] | {"seed": 0, "status": "done"}, None) for m, found in groups.items()}
+    groups = results.groups()
     pairs = ((a, b, confounded(groups[a], groups[b])) for a, b in combinations(groups, 2))
-    return [(labels[a], labels[b], reasons) for a, b, reasons in pairs if reasons]
+    return [(title(a), title(b), reasons) for a, b, reasons in pairs if reasons]
 
 
-def safely(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The verdicts, or none and the reason: a damaged predictions file never stops the report."""
-    try:
-        return verdicts(rows), []
-    except (UserError, KeyError, TypeError) as error:
-        return [], [f"no verdicts: {error}"]
+def by_reason(unfair: Sequence[tuple[str, str, list[str]]]) -> list[str]:
+    """A line for each set of reasons, with all the pairs that it keeps apart."""
+    grouped: dict[str, list[str]] = {}
+    for a, b, reasons in unfair:
+        grouped.setdefault("; ".join(reasons), []).append(f"{a} and {b}")
+    return [f"{', '.join(pairs)}: {reasons}" for reasons, pairs in grouped.items()]
+
+
+FLIPPED = {"better": "worse", "worse": "better"}
+
+
+def both_ways(found: Sequence[Verdict]) -> Said:
+    """{(a, b, metric): verdict on a against b} for either order."""
+
+    def turned(v: Verdict) -> Verdict:
+        return v | {"a": v["b"], "b": v["a"], "delta": -v["delta"], "low": -v["high"], "high": -v["low"], "verdict": FLIPPED.get(v["verdict"], v["verdict"])}
+
+    return {(v["a"], v["b"], v["metric"]): v for v in found} | {(v["b"], v["a"], v["metric"]): turned(v) for v in found}
+
+
+def best(rows: Sequence[Row], said: Said, metric: str) -> str | None:
+    """The method that is shown to be better than every other ranked one on a metric, in comparisons that are all fair; None if there is no such."""
+    ranked = [m for m in dict.fromkeys(r["method"] for r in rows) if all(r["ranked"] for r in rows if r["method"] == m and r["status"] == "done")]
+    ranked = [m for m in ranked if any(a == m for a, _, _ in said)]
+    return next((a for a in ranked if len(ranked) > 1 and all(beats(said, a, b, metric) for b in ranked if b != a)), None)
+
+
+def beats(said: Said, a: str, b: str, metric: str) -> bool:
+    """Whether a is shown to be better than b, and fairly."""
+    v = said.get((a, b, metric))
+    return v is not None and v["verdict"] == "better" and not v["confounded"]

@@ -1,0 +1,202 @@
+"""What was compared and how to do it again: introduction, approach, data, machine, settings, commands, published figures, limits; as blocks."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kit.config import BASE, fields, load_recipe, recipes, resolve
+from kit.console import counts
+from kit.errors import UserError
+from kit.files import read_json
+from kit.methods import METHODS
+from kit.report.blocks import Block, Bullets, Cell, Code, Heading, Paragraph, Table
+from kit.report.rows import COLUMNS, MISSING, SCORES, Row, duration, number, title
+from kit.report.shapes import Maybe, check
+from kit.report.study import BUILT_IN, built_in, names
+
+LIMITS = (
+    "One model and one draw of data: another model, size or kind of data may rank the methods differently.",
+    "BLEU-4, ROUGE-L and perplexity measure likeness to one reference reply, not whether a reply is true, safe or helpful.",
+    "Replies are generated greedily, up to a maximum length.",
+    "Memory and time are single measurements on one machine; they have no intervals and no verdicts.",
+)
+
+
+def values(setting: str, rows: Sequence[Row]) -> list[Any]:
+    """The different values that the runs were made with, unset ones left out."""
+    found = {repr(v): v for r in rows if (v := (r["config"] or {}).get(setting)) not in (None, "")}
+    return [found[k] for k in sorted(found)]
+
+
+def recipe(rows: Sequence[Row]) -> dict[str, Any]:
+    return next((load_recipe(name) for name in values("recipe", rows) if name in recipes()), {})
+
+
+def introduction(rows: Sequence[Row]) -> list[Block]:
+    tuned = list(dict.fromkeys(title(r["method"]) for r in rows if r["method"] != BASE))
+    models = names([str(m) for m in values("model", rows)]) or "the model"
+    asked = f"This study compares {names(tuned)}" if len(tuned) > 1 else f"This study looks at {tuned[0] if tuned else 'the base model'}"
+    text = f"{asked} on {models}: what does each give in the quality of replies, and what does it need in memory and time?"
+    about = [Paragraph(f"Recipe: {recipe(rows)['about']}")] if recipe(rows) else []
+    return [Heading("Introduction"), Paragraph(text), *about, *([Paragraph(BUILT_IN, "note")] if built_in(rows) else [])]
+
+
+def approach(rows: Sequence[Row], unfair: int, n: int | None) -> list[Block]:
+    """The methods, and how they were compared; `unfair` pairs differ in more than the method."""
+    same = (
+        "The compared runs share rows, settings, hardware and library versions but for what makes a method." if not unfair
+        else f"Of the pairs of methods, {unfair} differ in more than the method; they are listed under Fairness and not ranked."
+    )  # fmt: skip
+    scored = f" Scores are over {n:,} test rows." if n else ""
+    how = (
+        f"{same} The loss is taken on the assistant's tokens and each turn's terminator, and on nothing else.{scored} Intervals are 95% bootstrap intervals "
+        "over test rows, and over seeds too where a method ran with several. Differences are paired by test row and their p-values corrected for the "
+        "number of comparisons (Holm 1979)."
+    )
+    known = [f"{METHODS[m].title}: {METHODS[m].about}" for m in dict.fromkeys(r["method"] for r in rows) if m in METHODS]
+    return [Heading("Approach"), Paragraph(how), *([Bullets(known)] if known else [])]
+
+
+def data(manifest: Mapping[str, Any] | None, rows: Sequence[Row]) -> list[Block]:
+    """Where the rows come from, what was dropped and cut, and what the audit for duplicates and leaks found."""
+    if not manifest:
+        return []
+    keys = ("rows_in", "kept", "train", "test")
+    body = [[Cell(n), Cell(s["origin"] + (f" @ {s['revision'][:12]}" if s["revision"] else "")), Cell(counts(s["dropped"])),
+             *(Cell(f"{s[k]:,}", s[k]) for k in keys)] for n, s in manifest["sources"].items()]  # fmt: skip
+    limits = [f"the first {n:,} {split} rows" for split in ("train", "test") for n in values(f"limit_{split}", rows)]
+    limited: list[Block] = [Paragraph(f"These runs used only {' and '.join(limits)}.", "note")] if limits else []
+    found, left = manifest["duplicates"], manifest["leaks"]
+    cut = " ".join(f"{split}: {counts(c)}." for split, c in manifest["truncated"].items())
+    audit = (
+        f"{found['exact']:,} exact duplicates were dropped. {found['near']:,} rows in {found['groups']:,} groups of near duplicates (word 3-gram "
+        f"similarity of {found['similarity']} or more, or the same prompt) were kept on one side of the split each. Test rows whose whole prompt is also "
+        f"in training: {left['same_prompt']['test_rows']:,}; whose first question is: {left['same_opening']['test_rows']:,}."
+    )
+    table = Table(["source", "origin", "dropped", "rows in", "kept", "train", "test"], body, texts=3)
+    return [Heading("Data"), table, *limited, Paragraph(audit), Paragraph(f"At {manifest['inputs']['max_length']} tokens a row, {cut}")]
+
+
+def published(rows: Sequence[Row]) -> list[Block]:
+    """The figures of the set-up that the recipe follows, as printed there and set apart: their protocols are not stated, so they compare with nothing here."""
+    found = recipe(rows)
+    if not found.get("published"):
+        return []
+
+    def pair(figures: Sequence[float | None]) -> Cell:
+        return Cell(" → ".join(MISSING if v is None else f"{v:g}" for v in figures), figures[-1])
+
+    body = [[Cell(METHODS[p["method"]].title), pair(p["bleu4"]), pair(p["rouge_l"]), pair([p["memory_gb"]]), Cell(duration(p["time_s"]), p["time_s"])]
+            for p in found["published"]]  # fmt: skip
+    unstated = f"Not comparable with the figures of this report: scales and protocols differ. Left unstated there: {', '.join(found['unstated'])}."
+    heading = Heading("Published figures of this set-up")
+    return [heading, Paragraph(unstated, "note"), Table(["method", "BLEU-4", "ROUGE-L", "memory (GB)", "time"], body)]
+
+
+def machine(rows: Sequence[Row]) -> list[Block]:
+    """Hardware, precision and versions of all runs; where they differ, all values."""
+    known = [r["provenance"] for r in rows if r["provenance"]]
+    if not known:
+        return []
+
+    def all_of(found: Sequence[Any]) -> str:
+        return "; ".join(dict.fromkeys(str(v) for v in found if v)) or MISSING
+
+    gpu = [p.get("gpu") or f"none ({p.get('gpu_absent_because')})" for p in known]
+    precision = [f"{p['name']} ({p['reason']})" for r in rows if (p := r["precision"])]
+    packages = dict.fromkeys(k for p in known for k in p.get("versions", {}))
+    body = [("GPU", all_of(gpu)), ("CPU", all_of([p.get("cpu") for p in known])), ("driver", all_of([p.get("driver") for p in known]))]
+    body += [("precision", all_of(precision)), *((k, all_of([p.get("versions", {}).get(k) for p in known])) for k in packages)]
+    return [Heading("Hardware and versions"), Table(["", "value"], [[Cell(a), Cell(b)] for a, b in body], texts=2)]
+
+
+def settings(rows: Sequence[Row]) -> list[Block]:
+    """Every setting: those that differ by method, then those that all share."""
+    known = {r["method"]: r["config"] for r in reversed(rows) if r["config"] and r["method"] != BASE}
+    known = {m: known[m] for m in dict.fromkeys(r["method"] for r in rows) if m in known}
+    if not known:
+        return []
+    keys = [k for k in dict.fromkeys(k for c in known.values() for k in c) if k not in ("method", "seed")]
+    differing = [k for k in keys if len({repr(c.get(k)) for c in known.values()}) > 1]
+    body = [[Cell(k), *(Cell(_value(c.get(k))) for c in known.values())] for k in differing]
+    table: list[Block] = [Table(["setting", *map(title, known)], body, texts=1, wide=True)] if body else []
+    first = next(iter(known.values()))
+    common = textwrap.fill("; ".join(f"{k} {_value(first.get(k))}" for k in keys if k not in differing), 88, break_on_hyphens=False, break_long_words=False)
+    intro = Paragraph("What differs between the methods:" if body else "The methods differ in no setting.")
+    return [Heading("Settings"), intro, *table, Paragraph("The same for all:"), Code(common)]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or MISSING
+    return MISSING if value in (None, "") else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def reproduce(rows: Sequence[Row], manifest: Mapping[str, Any] | None) -> list[Block]:
+    """The commands that give these runs again, the code's revision and the data's hashes."""
+    known = [r["provenance"] for r in rows if r["provenance"]]
+    revisions = {(p["git"], p.get("git_dirty")) for p in known if p.get("git")}
+    lines = [f"git checkout {sha}" + ("   # with changes that were not committed" if dirty else "") for sha, dirty in sorted(revisions, key=str)]
+    grouped: dict[tuple[str, ...], dict[str, list[int]]] = {}
+    for row in rows:
+        if row["config"] and row["method"] in METHODS:
+            grouped.setdefault(_command(row["config"]), {}).setdefault(row["method"], []).append(row["seed"] or 0)
+    for (variables, extra), methods in grouped.items():
+        for seeds in dict.fromkeys(tuple(s) for s in methods.values()):
+            those = " ".join(m for m, s in methods.items() if tuple(s) == seeds)
+            several = f' SEEDS="{" ".join(map(str, seeds))}"' if seeds != (0,) else ""
+            lines.append(f'make compare {variables} METHODS="{those}"{several}' + (f" ARGS={shlex.quote(extra)}" if extra else ""))
+    hashes = [f"data manifest: {h}" for h in sorted({p["data"] for p in known if p.get("data")})]
+    hashes += [f"{name}: {f['sha256']}" for name, f in (manifest or {}).get("files", {}).items()]
+    hashes += [f"model revision: {h}" for h in sorted({p["model_revision"] for p in known if p.get("model_revision")})]
+    made_from: list[Block] = [Paragraph("SHA-256 of what the runs were made from:"), Code("\n".join(hashes))] if hashes else []
+    return [Heading("How to reproduce"), Code("\n".join(lines)), *made_from]
+
+
+def _command(config: Mapping[str, Any]) -> tuple[str, str]:
+    """(Make's variables, other flags) that give a run's settings back."""
+    name = config["name"]
+    variables = f"RECIPE={config['recipe']}" + (f" NAME={name}" if name != config["recipe"] else "")
+    try:
+        standard = resolve({"recipe": config["recipe"], "name": name, "method": config["method"], "scale_down": config.get("scale_down", False)}).identity()
+    except UserError:  # a recipe that is no longer there
+        standard = {}
+    flags = ["--scale-down"] if config.get("scale_down") else []
+    for key, field in fields().items():
+        value = config.get(key)
+        if key in ("recipe", "name", "method", "seed", "scale_down") or key not in config or value == standard.get(key) or value is None:
+            continue
+        option = f"--{key.replace('_', '-')}"
+        if field.kind is bool:
+            flags.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            flags += [part for v in (value if field.repeat else [value]) for part in (option, str(v))]
+    return variables, shlex.join(flags)
+
+
+def limits(rows: Sequence[Row]) -> list[Block]:
+    untuned = [] if values("tuned", rows) == [True] else ["Learning rates are the recipe's; a method may do better with one tuned for it (make sweep)."]
+    signatures = next(([f"{COLUMNS[m].title}: {r[m]['signature']}" for m in SCORES if r[m] and "signature" in r[m]] for r in rows if r["bleu4"]), [])
+    how: list[Block] = [Heading("How the scores are computed", 3), Bullets(signatures)] if signatures else []
+    return [Heading("Limits"), Bullets([*LIMITS, *untuned]), *how]
+
+
+def parts(row: Row) -> str:
+    """What a hybrid run is built on."""
+    built = [f"{title(p['method'])} (rank {p['rank']}, {p['steps']} steps, {duration(p['train_wall_s'])}, validation perplexity "
+             f"{number(p['valid_perplexity'], 3)})" for p in row["parts"]]  # fmt: skip
+    return f"{row['label']} is built on {names(built)}; its time and tokens include theirs."
+
+
+def read_optional(path: Path, shape: Any) -> tuple[dict[str, Any] | None, list[str]]:
+    """A JSON file that may be missing or damaged, and a note in the second case."""
+    try:
+        found = read_json(path) if path.exists() else None
+        check(found, Maybe(shape), str(path))
+    except UserError as error:
+        return None, [str(error)]
+    return found, []

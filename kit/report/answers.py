@@ -1,0 +1,192 @@
+"""The runs' predictions, read once: each metric's statistics and a few replies are kept, the texts are not."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kit.errors import UserError
+from kit.files import read_jsonl, sha256
+from kit.metrics import METRICS, Array
+from kit.report.rows import COSTS, MEAN, SCORES, SECONDARY, Row, blank, collect, plain
+from kit.statistics import intervals
+
+NEEDED = ("id", "source", "prompt", "reference", "prediction", "nll", "nll_tokens")
+SAMPLES = 2  # of each source
+MANY = 50 * 2**20  # bytes of predictions from which a second process saves more than it costs
+CHANGED = "predictions.jsonl was changed after scoring; rescore with scripts/eval.py --rescore"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A run's predictions in the order of their ids: {metric: statistics [n, k]}, and the rows to be shown."""
+
+    ids: tuple[str, ...]
+    sources: tuple[str, ...]
+    statistics: Mapping[str, Array]
+    samples: Mapping[str, Row]
+
+    def of(self, ids: Sequence[str]) -> dict[str, Array]:
+        """The statistics of these rows, all of which must be here."""
+        if tuple(ids) == self.ids:
+            return dict(self.statistics)
+        at = {name: i for i, name in enumerate(self.ids)}
+        picked = [at[name] for name in ids]
+        return {metric: table[picked] for metric, table in self.statistics.items()}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a report is made of: the runs' rows, a mean row for each method with several seeds, and the answers by run."""
+
+    rows: list[Row]
+    means: list[Row]
+    answers: Mapping[str, Answers]
+
+    @property
+    def shown(self) -> list[Row]:
+        """One row a method: its mean where there is one, in place of the runs that went into it."""
+        inside = {run for m in self.means for run in m["runs"]}
+        return [r for r in self.every if r["run"] not in inside]
+
+    @property
+    def every(self) -> list[Row]:
+        """All runs, and before a method's first one its mean."""
+        by_method = {m["method"]: m for m in self.means}
+        return [r for row in self.rows for r in (by_method.pop(row["method"], None), row) if r]
+
+    def groups(self) -> dict[str, list[Row]]:
+        """The runs whose answers can be compared, by method."""
+        out: dict[str, list[Row]] = {}
+        for row in self.rows:
+            if row["run"] in self.answers:
+                out.setdefault(row["method"], []).append(row)
+        return out
+
+
+def gather(folder: Path) -> Results:
+    """The results in runs/NAME. A run whose predictions are damaged, or not those that were scored, is not ranked and has the reason."""
+    rows = collect(folder)
+    done: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["status"] == "done":
+            done.setdefault(row["method"], []).append(row)
+    jobs = [[(r["run"], r["predictions_sha256"]) for r in found] for found in done.values()]
+    answers: dict[str, Answers] = {}
+    means = []
+    with _workers([run for job in jobs for run, _ in job]) as run_all:
+        for found, (read, scores) in zip(done.values(), run_all(_method, jobs), strict=True):
+            for row, answer in zip(found, read, strict=True):
+                if isinstance(answer, Answers):
+                    answers[row["run"]] = answer
+                else:
+                    row |= {"ranked": False, "reason": answer}
+            means += [mean([r for r in found if r["run"] in answers], scores)] if scores else []
+    return Results(rows, means, answers)
+
+
+@contextmanager
+def _workers(runs: Sequence[str]) -> Iterator[Any]:
+    """map(), by several processes if there is much to read."""
+    size = sum(p.stat().st_size for run in runs if (p := Path(run) / "predictions.jsonl").exists())
+    cores = len(os.sched_getaffinity(0))
+    if size < MANY or cores == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(min(cores, 4), mp_context=get_context("spawn")) as pool:
+        yield pool.map
+
+
+def _method(runs: Sequence[tuple[str, str | None]]) -> tuple[list[Answers | str], dict[str, Any] | None]:
+    """The answers of one method's runs, or why there are none, and its scores over seeds and examples if there are several."""
+    read = [_read(Path(run) / "predictions.jsonl", digest) for run, digest in runs]
+    found = [a for a in read if isinstance(a, Answers)]
+    ids = common(found)
+    if len(found) < 2 or not ids:
+        return read, None
+    return read, intervals([a.of(ids) for a in found], sources(found[0], ids), {m: METRICS[m] for m in SCORES})
+
+
+def _read(path: Path, digest: str | None) -> Answers | str:
+    try:
+        if digest and sha256(path) != digest:
+            return CHANGED
+        rows = {row["id"]: row for row in read_jsonl(path) if _whole(path, row)}
+        ordered = [rows[key] for key in sorted(rows)]
+        if not ordered:
+            return f"{path.name} is empty"
+        statistics = {m: METRICS[m].statistics(ordered) for m in SCORES}
+    except (UserError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        return f"{path.name} cannot be used: {error}"
+    if wrong := [m for m in SCORES if not np.isfinite(statistics[m]).all()]:
+        return f"{path.name} cannot be used: {METRICS[wrong[0]].title} of a row is not finite"
+    return Answers(tuple(r["id"] for r in ordered), tuple(r["source"] for r in ordered), statistics, _samples(ordered))
+
+
+def _whole(path: Path, row: Row) -> bool:
+    if missing := [k for k in NEEDED if row.get(k) is None]:
+        raise UserError(f"{path}: row {row.get('id')} has no {', '.join(missing)}")
+    return True
+
+
+def _samples(rows: Sequence[Row]) -> dict[str, Row]:
+    """Rows of each source whose ids have the smallest hashes: the same ones in every run, whatever order it wrote them in."""
+    out: dict[str, Row] = {}
+    drawn = sorted(rows, key=lambda r: hashlib.sha256(f"0 {r['id']}".encode()).hexdigest())
+    for source in sorted({r["source"] for r in rows}):
+        out |= {r["id"]: r for r in [r for r in drawn if r["source"] == source][:SAMPLES]}
+    return out
+
+
+def common(answers: Sequence[Answers]) -> list[str]:
+    """The test rows that all have answered, sorted."""
+    return sorted(set.intersection(*(set(a.ids) for a in answers))) if answers else []
+
+
+def sources(answer: Answers, ids: Sequence[str]) -> list[str]:
+    by_id = dict(zip(answer.ids, answer.sources, strict=True))
+    return [by_id[name] for name in ids]
+
+
+def mean(rows: Sequence[Row], scores: Mapping[str, Any]) -> Row:
+    """A method's row over its seeds: scores with intervals over seeds and examples together, costs and secondary metrics as plain means."""
+    first = rows[0]
+    out = blank(first["method"], MEAN) | {k: first[k] for k in ("config", "provenance", "precision")}
+    out |= scores["all"] | {"per_source": scores["per_source"], "runs": [r["run"] for r in rows], "status": "done"}
+    out |= {k: _average([r[k] for r in rows]) for k in (*COSTS, "tokens_supervised")}
+    for metric in SECONDARY:
+        value = _average([plain(r, metric) for r in rows])
+        out[metric] = None if value is None else {"value": value, "low": None, "high": None}
+    reasons = dict.fromkeys(r["reason"] for r in rows if r["reason"])
+    out["label"] += f" ({len(rows)} seeds)"
+    return out | {"ranked": all(r["ranked"] for r in rows), "reason": "; ".join(reasons) or None}
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
+
+
+def human(folder: Path, results: Results) -> Row | None:
+    """What the raters' scores say, with each reply's own BLEU-4 and ROUGE-L beside; None if nobody rated."""
+    from kit.agreement import summary
+    from kit.rating import read_ratings
+
+    if not (ratings := read_ratings(folder)):
+        return None
+    metrics: dict[str, dict[tuple[str, str], float]] = {}
+    for name in ("bleu4", "rouge_l"):
+        found = metrics.setdefault(METRICS[name].title, {})
+        for run, answer in results.answers.items():
+            scores = METRICS[name].score(answer.statistics[name]).tolist()
+            found |= {(Path(run).name, row): score for row, score in zip(answer.ids, scores, strict=True)}
+    return summary(ratings, metrics)

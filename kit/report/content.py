@@ -1,0 +1,219 @@
+"""The report's content, free of any format: the blocks that Markdown, HTML and PDF render, in the order of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kit.config import BASE
+from kit.metrics import METRICS
+from kit.report import about, study
+from kit.report.answers import Results
+from kit.report.blocks import Block, Bullets, Cell, Figure, Heading, Paragraph, Sample, Samples, Table
+from kit.report.rows import COLUMNS, MISSING, SCORES, SECONDARY, Row, cell, interval, number, plain, title
+from kit.report.verdicts import Verdict, best, both_ways, by_reason, ledger
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that a report is written from."""
+
+    results: Results
+    found: Sequence[Verdict]
+    notes: Sequence[str]
+    figures: Sequence[Figure]
+    manifest: Mapping[str, Any] | None
+    stats: Mapping[str, Any] | None
+    rated: Row | None
+
+
+def document(given: Inputs) -> list[Block]:
+    """The whole report; the headline answer comes first."""
+    rows, shown, every = given.results.rows, given.results.shown, given.results.every
+    unfair = ledger(given.results)
+    n = next((v["n"] for v in given.found), None)
+    figures = {f.name: f for f in given.figures}
+    front: list[Block] = [figures.pop("memory_vs_performance")] if "memory_vs_performance" in figures else []
+    lengths: list[Block] = [figures.pop("data_lengths")] if "data_lengths" in figures else []
+    return [
+        Paragraph(study.headline(shown, given.found), "headline"),
+        *comparison(shown, given.found), *(Paragraph(note, "note") for note in given.notes), *front,
+        *about.introduction(shown), *about.approach(shown, len(unfair), n), *about.data(given.manifest, rows), *lengths,
+        Heading("Results"), Bullets(study.results(shown, given.found)), *figures.values(),
+        *verdict_table(given.found), *fairness(unfair), *scores(every), *secondary(every), *audit(rows),
+        *forgetting(rows), *human(rows, given.rated), *tasks(rows), *hybrids(rows, shown, given.found),
+        Heading("Discussion"), *(Paragraph(p) for p in study.discussion(shown, given.found)),
+        Heading("Recommendation"), *(Paragraph(p) for p in study.recommendation(shown, given.found)),
+        *samples(given.results), *gates(rows), *about.published(rows), *about.machine(rows), *about.settings(rows),
+        *about.reproduce(rows, given.manifest), *about.limits(rows),
+    ]  # fmt: skip
+
+
+def comparison(rows: Sequence[Row], found: Sequence[Verdict]) -> list[Block]:
+    """One row a method; a score is marked only if its method is shown to be better than every other ranked one."""
+    base, said = next((r for r in rows if r["method"] == BASE), None), both_ways(found)
+    winners = {m: best(rows, said, m) for m in SCORES}
+    body = [[Cell(cell(k, r, base), plain(r, k) if k != "label" else None, k in SCORES and winners[k] == r["method"] and r["ranked"]) for k in COLUMNS]
+            for r in rows]  # fmt: skip
+    caption = (
+        "Scores read base → tuned, from 0 to 100 (perplexity: 1 is perfect). Time is that of the optimiser steps alone. A row over several seeds is their mean."
+    )
+    return [Heading("Comparison"), Table([c.title for c in COLUMNS.values()], body, caption, wide=True)]
+
+
+def verdict_table(found: Sequence[Verdict]) -> list[Block]:
+    """Each pair of methods on each metric: what can be said about the difference, and how much data would decide what cannot."""
+    if not found:
+        return []
+    heads = ["metric", "a", "b", "verdict on a", "a − b", "95% interval", "p (Holm)", "detectable", "rows to decide"]
+    body = [[Cell(COLUMNS[v["metric"]].title), Cell(title(v["a"])), Cell(title(v["b"])), Cell(v["verdict"] + (" (confounded)" if v["confounded"] else "")),
+             Cell(number(v["delta"], 2), v["delta"]), Cell(f"[{number(v['low'], 2)}, {number(v['high'], 2)}]"), Cell(number(v["p_holm"], 4), v["p_holm"]),
+             Cell(number(v["detectable"], 2), v["detectable"]), Cell(number(v["needed"], 0), v["needed"])] for v in found]  # fmt: skip
+    margins = ", ".join(f"{COLUMNS[m].title} {margin:g} {unit}" for m, (margin, unit) in {v["metric"]: (v["margin"], v["unit"]) for v in found}.items())
+    text = (
+        f"Paired by test row (bootstrap, 10,000 resamples, Holm-corrected over the whole table). Equivalent: the interval lies within the margin ({margins}). "
+        "Perplexity differences are 100 times those of the logarithm. Detectable: the smallest difference found with 80% power. Confounded pairs differ in "
+        "more than the method and must not be ranked."
+    )
+    return [Heading("Which differences are real?", 3), Paragraph(text), Table(heads, body, texts=4, wide=True)]
+
+
+def fairness(unfair: Sequence[tuple[str, str, list[str]]]) -> list[Block]:
+    """The pairs that are shown but not ranked, by their reasons."""
+    grouped = by_reason(unfair)
+    if not grouped:
+        return []
+    text = "These pairs differ in more than the method; their differences are shown but not ranked."
+    return [Heading("Fairness", 3), Paragraph(text), Bullets(grouped)]
+
+
+def scores(rows: Sequence[Row]) -> list[Block]:
+    """Every run and every mean over seeds, overall and by source."""
+    body = [[Cell(cell("label", r, None)), Cell(name), *(Cell(interval(block.get(m)), plain(block, m)) for m in SCORES)]
+            for r in rows for name, block in {"all": r, **(r["per_source"] or {})}.items()]  # fmt: skip
+    return [Heading("Scores with 95% intervals", 3), Table(["run", "source", *(COLUMNS[m].title for m in SCORES)], body, texts=2)]
+
+
+def secondary(rows: Sequence[Row]) -> list[Block]:
+    known = [r for r in rows if any(r[m] for m in SECONDARY)]
+    body = [[Cell(cell("label", r, None)), *(Cell(interval(r[m]), plain(r, m)) for m in SECONDARY)] for r in known]
+    text = "No verdicts are drawn from these. Over several seeds they are plain means."
+    table = Table(["run", *(METRICS[m].title for m in SECONDARY)], body, wide=True)
+    return [Heading("Secondary metrics", 3), Paragraph(text), table] if known else []
+
+
+def audit(rows: Sequence[Row]) -> list[Block]:
+    """Length, empty and unfinished replies, and the scores without the test rows that the leak audit flagged."""
+    made = [r for r in rows if r["generation"]]
+    if not made:
+        return []
+    body = [[Cell(r["label"]), *(Cell(f"{g[k]:,}", g[k]) for k in ("empty", "unfinished")), Cell(number(g["mean_reply_tokens"], 1), g["mean_reply_tokens"]),
+             Cell(number(plain(r, "length_ratio"), 2), plain(r, "length_ratio"))] for r in made if (g := r["generation"])]  # fmt: skip
+    out: list[Block] = [Heading("Length and leaks", 3), Table(["run", "empty", "unfinished", "tokens a reply", "times the reference's length"], body)]
+    if leaky := [(r, x) for r in rows if (x := r["leaks"]) and x["flagged"]]:
+        text = "Scores of all test rows, and without those whose prompt or first question is also in training."
+        body = [[Cell(r["label"]), Cell(f"{x['flagged']:,}", x["flagged"]),
+                 *(Cell(f"{number(plain(r, m), 2)} / {number(plain(x['without'] or {}, m), 2)}", plain(x["without"] or {}, m)) for m in SCORES)]
+                for r, x in leaky]  # fmt: skip
+        out += [Paragraph(text), Table(["run", "flagged", *(f"{COLUMNS[m].title}: all / without" for m in SCORES)], body)]
+    return out
+
+
+def forgetting(rows: Sequence[Row]) -> list[Block]:
+    """What tuning cost on general text: perplexity before and after, and how far the run's words are from the base model's."""
+    known = [r for r in rows if r["forgetting"]]
+    if not known:
+        return []
+    first = known[0]["forgetting"]
+    before = next((r["forgetting"]["perplexity"] for r in known if r["method"] == BASE), None)
+    body = [[Cell(r["label"]), Cell(interval(before) if r["method"] != BASE else MISSING), Cell(interval(f["perplexity"]), f["perplexity"]["value"]),
+             Cell(interval(f["kl"]), plain(f, "kl"))] for r in known if (f := r["forgetting"])]  # fmt: skip
+    text = (
+        f"On {first['tokens']:,} tokens of general text that no run was tuned on ({first['text']}, SHA-256 {str(first['sha256'])[:12]}): perplexity before and "
+        "after, and the mean Kullback-Leibler divergence of the run's next-token probabilities from the base model's, in nats a token."
+    )
+    return [Heading("Forgetting", 3), Paragraph(text), Table(["run", "perplexity before", "perplexity after", "KL(base || run)"], body)]
+
+
+def human(rows: Sequence[Row], rated: Row | None) -> list[Block]:
+    """Means by run, how the raters agree with each other and with themselves, and what the metrics have to do with their scores."""
+    if not rated:
+        return []
+    labels = {Path(r["run"]).name: r["label"] for r in rows}
+    criteria: dict[str, Row] = rated["criteria"]
+    runs = [name for name in labels if any(name in c["runs"] for c in criteria.values())]
+    body = [[Cell(labels[name]), *(Cell(interval(c["runs"].get(name)), plain(c["runs"], name)) for c in criteria.values())] for name in runs]
+    stale = f"; {rated['stale']} scores are of replies that have changed since, and left out" if rated["stale"] else ""
+    text = f"{rated['rated']:,} scores from 0 to 5 by {study.names(rated['raters']) or 'nobody'}, blind{stale}. Means with 95% intervals over replies."
+    agreement = []
+    for name, c in criteria.items():
+        found = {"Krippendorff's alpha": c["alpha"]} | {f"weighted kappa of {p}": v for p, v in c["kappa"].items()}
+        found |= {f"{rater} with themselves (weighted kappa)": v for rater, v in c["self_consistency"].items()}
+        found |= {f"rank correlation with {m}": v for m, v in c["correlation"].items()}
+        for what, v in found.items():
+            agreement.append(f"{name}, {what}: " + (f"{v['value']:.2f} (n = {v['n']})" if v["value"] is not None else f"{MISSING} ({v['reason']})"))
+    return [Heading("Human scores", 3), Paragraph(text), Table(["run", *criteria], body), Bullets(agreement)]
+
+
+def tasks(rows: Sequence[Row]) -> list[Block]:
+    """What lm-evaluation-harness measured on the saved models."""
+    known = [r for r in rows if r["tasks"]]
+    if not known:
+        return []
+    columns = list(dict.fromkeys((task, m) for r in known for task, found in r["tasks"]["tasks"].items() for m in found))
+
+    def shown(score: Mapping[str, Any] | None) -> Cell:
+        if not score or score.get("value") is None:
+            return Cell(MISSING)
+        return Cell(number(score["value"], 3) + (f" ± {score['stderr']:.3f}" if score.get("stderr") is not None else ""), score["value"])
+
+    body = [[Cell(r["label"]), *(shown(r["tasks"]["tasks"].get(task, {}).get(m)) for task, m in columns)] for r in known]
+    limited = sorted({r["tasks"]["limit"] for r in known if r["tasks"].get("limit")})
+    text = "lm-evaluation-harness on the saved models, with standard errors" + (f"; only the first {limited[0]:,} rows of each task" if limited else "") + "."
+    return [Heading("Outside tasks", 3), Paragraph(text), Table(["run", *(f"{task}, {m}" for task, m in columns)], body, wide=len(columns) > 4)]
+
+
+def hybrids(rows: Sequence[Row], shown: Sequence[Row], found: Sequence[Verdict]) -> list[Block]:
+    """What the hybrid runs gave against their parts, what those cost, and every combination that was tried."""
+    said, out = both_ways(found), list[Block]()
+    for row in (r for r in rows if r["parts"]):
+        methods = [p["method"] for p in row["parts"]]
+        out.append(Paragraph(about.parts(row)))
+        if row["tried"]:
+            body = [[Cell(t["kind"]), *(Cell(number(t["weights"].get(m, 0.0), 2), t["weights"].get(m, 0.0)) for m in methods),
+                     Cell(number(t["valid_perplexity"], 3), t["valid_perplexity"])] for t in row["tried"]]  # fmt: skip
+            out.append(Table(["combination", *map(title, methods), "validation perplexity"], body))
+    pairs = dict.fromkeys((r["method"], p["method"]) for r in rows if r["parts"] and r["status"] == "done" for p in r["parts"])
+    answers = [study.pair(shown, said, a, b) for a, b in pairs if (a, b, SCORES[0]) in said]
+    return [Heading("Hybrids", 3), *([Bullets(answers)] if answers else []), *out] if out else []
+
+
+def samples(results: Results) -> list[Block]:
+    """The fixed prompts, then seeded test rows, each with the replies of the base model and of one run of every method."""
+    firsts = {r["method"]: r for r in reversed(results.rows) if r["status"] == "done"}
+    runs = [firsts[m] for m in dict.fromkeys(r["method"] for r in results.rows) if m in firsts]
+    fixed: dict[str, list[tuple[str, str]]] = {}
+    for run in runs:
+        for s in (run["samples"] or {}).get("samples", []):
+            fixed.setdefault(s["prompt"], []).append((run["label"], s["prediction"]))
+    out = [Sample(f"Fixed prompt {i}", prompt, None, replies) for i, (prompt, replies) in enumerate(fixed.items(), 1)]
+    answered = [(r["label"], results.answers[r["run"]].samples) for r in runs if r["run"] in results.answers]
+    for key, row in {k: v for _, found in reversed(answered) for k, v in found.items()}.items():
+        replies = [(label, found[key]["prediction"]) for label, found in answered if key in found]
+        out.append(Sample(f"Test row {key}", row["prompt"], row["reference"], replies))
+    return [Heading("Sample generations"), *([Samples(out)] if out else [Paragraph("No run has replies yet.")])]
+
+
+def gates(rows: Sequence[Row]) -> list[Block]:
+    """Did it train? Every check of every run, and the details of those that failed."""
+    known = [r for r in rows if r["gates"]]
+    if not known:
+        return []
+    words = {True: "passed", False: "FAILED", None: "not judged"}
+    columns = list(dict.fromkeys(g for r in known for g in r["gates"]))
+    body = [[Cell(r["label"]), *(Cell(words[r["gates"][g]["passed"]] if g in r["gates"] else MISSING) for g in columns)] for r in known]
+    failed = [f"{r['label']}, {name.replace('_', ' ')}: {g['detail']}" for r in known for name, g in r["gates"].items() if g["passed"] is False]
+    table = Table(["run", *(g.replace("_", " ") for g in columns)], body, texts=1 + len(columns), wide=True)
+    return [Heading("Did it train?"), table, *([Bullets(failed)] if failed else [])]

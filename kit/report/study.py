@@ -1,0 +1,277 @@
+"""The report's text, from rows and verdicts alone: it never says more than the verdicts do, and ranks no pair that differs in more than the method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+from kit.config import BASE
+from kit.metrics import METRICS
+from kit.report.rows import COLUMNS, SCORES, Row, duration, number, plain, title
+from kit.report.verdicts import Said, Verdict, beats, best, both_ways
+
+BUILT_IN = "The model is built in to show that everything works: its scores say nothing about real models."
+COST: dict[str, tuple[str, Callable[[float], str]]] = {
+    "peak_memory_gib": ("memory", lambda v: number(v, 2, " GiB")), "train_wall_s": ("training time", duration),
+}  # fmt: skip
+# Where a reader should be told: replies this much longer or shorter than the references, and this share of them unfinished.
+LONG, UNFINISHED = 0.2, 0.05
+
+
+def names(items: Sequence[str]) -> str:
+    """A, B and C."""
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def name(method: str) -> str:
+    return "the base model" if method == BASE else title(method)
+
+
+def sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def called(metrics: Sequence[str]) -> str:
+    return names([COLUMNS[m].title for m in metrics])
+
+
+def contenders(rows: Sequence[Row]) -> list[Row]:
+    """The tuned methods that can be ranked: evaluated, and no run of theirs failed a check."""
+    unfit = {r["method"] for r in rows if r["status"] == "done" and not r["ranked"]}
+    done = {r["method"]: r for r in reversed(rows) if r["status"] == "done" and r["method"] not in {BASE, *unfit}}
+    return list(reversed(done.values()))
+
+
+def change(v: Verdict) -> str:
+    """A difference with its interval, signs written out."""
+    unit = f" {v['unit']}" if v.get("unit") not in (None, "", "points") else ""
+    return f"{v['delta']:+.1f} [{v['low']:.1f}, {v['high']:.1f}]{unit}".replace("-", "−")
+
+
+def on(v: Verdict) -> str:
+    return f"{COLUMNS[v['metric']].title}, {change(v)}"
+
+
+def headline(rows: Sequence[Row], found: Sequence[Verdict]) -> str:
+    """The answer in a sentence or two."""
+    said, tuned = both_ways(found), [r["method"] for r in contenders(rows)]
+    done = [r for r in rows if r["status"] == "done"]
+    if not done:
+        text = "No run has been evaluated yet, so there is nothing to compare."
+    elif all(r["method"] == BASE for r in done):
+        text = "Only the base model has been evaluated, so nothing can be said about a method yet."
+    elif not tuned:
+        text = "No tuned run passed all of its checks, so no method is ranked."
+    elif len(tuned) == 1 and (BASE, tuned[0], SCORES[0]) not in said:
+        text = f"{name(tuned[0])} is the only method that can be ranked, and there is nothing to compare it with."
+    elif len(tuned) < 3:
+        text = pair(rows, said, tuned[0], tuned[1] if len(tuned) > 1 else BASE)
+    else:
+        text = _field(rows, said, tuned)
+    return f"{text} {BUILT_IN}" if built_in(rows) else text
+
+
+def built_in(rows: Sequence[Row]) -> bool:
+    return any(str((r["config"] or {}).get("model", "")).startswith("builtin") for r in rows)
+
+
+def pair(rows: Sequence[Row], said: Said, a: str, b: str) -> str:
+    """One method against another: what is better, what is worse, what cannot be told, and what it costs."""
+    found = [said[a, b, m] for m in SCORES if (a, b, m) in said]
+    if not found:
+        return f"{name(a)} and {name(b)} cannot be compared yet (see the notes)."
+    if reasons := found[0]["confounded"]:
+        return f"{sentence(name(a))} and {name(b)} differ in more than the method ({'; '.join(reasons)}), so neither is ranked above the other."
+    if sum(v["verdict"] == "worse" for v in found) > sum(v["verdict"] == "better" for v in found) and b != BASE:
+        return pair(rows, said, b, a)
+    parts = []
+    for word in ("better", "worse"):
+        if those := [v for v in found if v["verdict"] == word]:
+            parts.append(f"{word} than {name(b)} on {names([on(v) for v in those])}")
+    text = f"On this data {name(a)} is {', and '.join(parts)}" if parts else f"On this data no difference between {name(a)} and {name(b)} is shown"
+    for verdict, words in (("equivalent", "no difference that matters"), ("cannot tell", "cannot tell")):
+        if those := [v for v in found if v["verdict"] == verdict]:
+            text += f"; {called([v['metric'] for v in those])}: {words}"
+    costs = relative_costs(rows, a, b)
+    return f"{text}; {'it' if parts else name(a)} needs {names(costs)}." if costs else f"{text}."
+
+
+def relative_costs(rows: Sequence[Row], a: str, b: str) -> list[str]:
+    """What a needs more or less of than b, as measured."""
+    by_method = {r["method"]: r for r in reversed(rows) if r["status"] == "done"}
+    out = []
+    for key, (what, _) in COST.items():
+        x, y = by_method[a][key], by_method[b][key]
+        if x is not None and y:
+            share = round(100 * (x / y - 1))
+            out.append(f"{abs(share)}% {'less' if share < 0 else 'more'} {what}" if share else f"as much {what}")
+    return out
+
+
+def _field(rows: Sequence[Row], said: Said, tuned: Sequence[str]) -> str:
+    """Three methods or more: who is better than all others on which metric, and who needs the least."""
+    winners = {m: best(rows, said, m) for m in SCORES}
+    parts = [f"{name(w)} is better than every other ranked method on {called([m for m in SCORES if winners[m] == w])}"
+             for w in dict.fromkeys(w for w in winners.values() if w)]  # fmt: skip
+    if open_ones := [m for m in SCORES if not winners[m]]:
+        where = "any metric" if len(open_ones) == len(SCORES) else " or ".join(COLUMNS[m].title for m in open_ones)
+        parts.append(f"no method is shown to be better than all others on {where}")
+    fair = len(families(said, tuned)) == 1
+    parts += [f"{name(r['method'])} needs the least {COST[key][0]}, {COST[key][1](r[key])}" for key in COST if fair and (r := cheapest(rows, tuned, key))]
+    pairs = [v for (a, b, m), v in said.items() if m == SCORES[0] and a < b]
+    unfair = sum(bool(v["confounded"]) for v in pairs)
+    text = f"On this data {'; '.join(parts)}."
+    return text + (f" {unfair} of {len(pairs)} pairs differ in more than the method and are not ranked (see Fairness)." if unfair else "")
+
+
+def cheapest(rows: Sequence[Row], methods: Sequence[str], key: str) -> Row | None:
+    """The row that needs the least, if that is known of all and one needs less than the others."""
+    known = sorted((r for r in contenders(rows) if r["method"] in methods and r[key] is not None), key=lambda r: r[key])
+    return known[0] if len(known) == len(methods) and (len(known) == 1 or known[0][key] < known[1][key]) else None
+
+
+def ahead(said: Said, a: str, b: str) -> bool:
+    """Whether a is fairly shown to be better than b on one metric at least, and is worse on none."""
+    return any(beats(said, a, b, m) for m in SCORES) and not any((a, b, m) in said and said[a, b, m]["verdict"] == "worse" for m in SCORES)
+
+
+def results(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
+    """A sentence or two for each metric: against the base model, then between methods."""
+    said, tuned, out = both_ways(found), [r["method"] for r in contenders(rows)], []
+    for metric in SCORES:
+        parts = []
+        for word in ("better", "worse"):
+            if those := [v for m in tuned if (v := said.get((m, BASE, metric))) and v["verdict"] == word and not v["confounded"]]:
+                parts.append(f"{word} than the base model: " + names([f"{name(v['a'])} ({change(v)})" for v in those]))
+        wins = [(a, [b for b in tuned if b != a and beats(said, a, b, metric)]) for a in tuned]
+        parts += [f"{name(a)} is better than {names([name(b) for b in over])}" for a, over in wins if over]
+        fair = [v for (a, b, m), v in said.items() if m == metric and not v["confounded"] and a in tuned and b in tuned and tuned.index(a) < tuned.index(b)]
+        for verdict, words in (("equivalent", "no difference that matters between"), ("cannot tell", "cannot tell:")):
+            if pairs := "; ".join(f"{name(v['a'])} and {name(v['b'])}" for v in fair if v["verdict"] == verdict):
+                parts.append(f"{words} {pairs}")
+        if parts:
+            out.append(f"{COLUMNS[metric].title}. " + ". ".join(map(sentence, parts)) + ".")
+    return out or ["No two runs can be compared yet."]
+
+
+def discussion(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
+    """What limits and explains the results; each paragraph only if there is something to say."""
+    tuned = contenders(rows)
+    out = [*_power(found), *_seeds(rows, found)]
+    if odd := [(r, x) for r in tuned if (x := plain(r, "length_ratio")) is not None and abs(x - 1) > LONG]:
+        lengths = names([f"{r['label']} writes {x:.2f} times as much" for r, x in odd])
+        out.append(f"Replies and references differ in length, which BLEU-4 weighs: {lengths}.")
+    made = [(r, g["unfinished"], r["bleu4"]["n"]) for r in tuned if (g := r["generation"]) and (r["bleu4"] or {}).get("n")]
+    if cut := [f"{r['label']} ({n:,} of {of:,})" for r, n, of in made if n > UNFINISHED * of]:
+        out.append(f"Replies that reached the longest allowed length and were cut: {names(cut)}.")
+    base = next((r for r in rows if r["method"] == BASE and r["forgetting"]), None)
+    if base and (forgot := [r for r in rows if r["method"] != BASE and r["forgetting"]]):
+        before = base["forgetting"]["perplexity"]["value"]
+        out.append(f"On general text that was not tuned on ({base['forgetting']['text']}), perplexity went from {number(before, 2)} to "
+                   + names([f"{number(r['forgetting']['perplexity']['value'], 2)} with {r['label']}" for r in forgot]) + ".")  # fmt: skip
+    missing = [r["label"] for r in rows if r["status"] != "done"]
+    return [sentence(text) for text in out] + ([f"Not among the results, for the reasons in the notes: {names(missing)}."] if missing else [])
+
+
+def _power(found: Sequence[Verdict]) -> list[str]:
+    undecided = [v for v in found if v["verdict"] == "cannot tell" and not v["confounded"]]
+    if not undecided:
+        return []
+    by_metric = {m: [v["detectable"] for v in undecided if v["metric"] == m] for m in SCORES}
+    sizes = [f"{median(d):.1f} {METRICS[m].unit} on {COLUMNS[m].title}" for m, d in by_metric.items() if d]
+    needed = [v["needed"] for v in undecided if v["needed"] is not None]
+    n = undecided[0]["n"]
+    text = f"Cannot tell does not mean equal: with these {n:,} test rows a difference has to be about {names(sizes)} to be found in 4 of 5 cases."
+    if needed:
+        most = f" to {max(needed):,}" if max(needed) > min(needed) else ""
+        text += f" If the differences are as large as they look, {min(needed):,}{most} rows would decide {len(needed)} of the open comparisons."
+    return [text]
+
+
+def _seeds(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
+    alone = [r["label"] for r in contenders(rows) if r["seed"] != "mean"]
+    if not found or not alone:
+        return []
+    who = "Every method" if len(alone) == len(contenders(rows)) else names(alone)
+    return [f"{who} ran with one seed only: how much another seed would change is not in {'its' if len(alone) == 1 else 'these'} intervals."]
+
+
+def recommendation(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
+    """What to use, as far as verdicts and measured costs carry; methods that cannot fairly be compared are recommended apart or not at all."""
+    said, tuned = both_ways(found), [r["method"] for r in contenders(rows)]
+    last = [f"{BUILT_IN} This recommendation shows its form alone."] if built_in(rows) else []
+    if not tuned:
+        return ["There is no recommendation, because no tuned method can be ranked."]
+    if len(tuned) == 1:
+        only = f"{name(tuned[0])} is the only method that can be ranked: this says whether it is worth using, and not whether another would be better."
+        return [sentence(only), _against_base(said, tuned[0]), *last]
+    fair = families(said, tuned)
+    out = [text for family in fair if len(family) > 1 for text in _within(rows, said, family, alone=len(fair) == 1)]
+    if apart := [name(f[0]) for f in fair if len(f) == 1]:
+        out.append(f"Not ranked against any other method (see Fairness): {names(apart)}.")
+    if not any(len(f) > 1 for f in fair):
+        out.append("There is no recommendation, because no two methods can fairly be ranked.")
+    return [*map(sentence, out), *last]
+
+
+def families(said: Said, methods: Sequence[str]) -> list[list[str]]:
+    """The methods in groups within which all pairs are fair; a method joins the first group that it fits."""
+    out: list[list[str]] = []
+    for m in methods:
+        fits = (f for f in out if all((v := said.get((m, other, SCORES[0]))) and not v["confounded"] for other in f))
+        if (home := next(fits, None)) is not None:
+            home.append(m)
+        else:
+            out.append([m])
+    return out
+
+
+def _within(rows: Sequence[Row], said: Said, family: Sequence[str], *, alone: bool) -> list[str]:
+    front = [a for a in family if not any(ahead(said, b, a) for b in family if b != a)]
+    among = "" if alone else f"among {names([name(m) for m in family])}, "
+    if len(front) == 1:
+        text = f"use {name(front[0])}: none is shown to be ahead of it, and each other one is behind some method (worse on a metric, better on none)."
+    elif front:
+        text = f"the scores do not decide between {names([name(m) for m in front])}: none is shown to be ahead of another. {_by_cost(rows, front)}"
+    else:
+        return [sentence(f"{among}the verdicts contradict each other, and there is no recommendation.")]
+    return [sentence(among + text), *_price(rows, said, family, front), *(sentence(_against_base(said, m)) for m in front)]
+
+
+def _by_cost(rows: Sequence[Row], front: Sequence[str]) -> str:
+    least = {key: r for key in COST if (r := cheapest(rows, front, key))}
+    if not least:
+        return "What they need does not decide either."
+    methods = list(dict.fromkeys(r["method"] for r in least.values()))
+    needs = {m: names([f"the least {COST[k][0]} ({COST[k][1](r[k])})" for k, r in least.items() if r["method"] == m]) for m in methods}
+    if len(methods) == 1:
+        return f"Of these {name(methods[0])} needs {needs[methods[0]]}: use it."
+    return f"Choose by what is short: {names([name(m) + ' needs ' + needs[m] for m in methods])}."
+
+
+def _price(rows: Sequence[Row], said: Said, tuned: Sequence[str], front: Sequence[str]) -> list[str]:
+    """A method that is behind but needs the least memory of all, and what it gives up."""
+    least = cheapest(rows, tuned, "peak_memory_gib")
+    if not least or least["method"] in front:
+        return []
+    better = next((b for b in front if ahead(said, b, least["method"])), None)
+    if better is None:
+        return []
+    lost = [f"{COLUMNS[m].title} {change(said[least['method'], better, m])}" for m in SCORES if beats(said, better, least["method"], m)]
+    needs = f"{name(least['method'])} needs the least memory of all ({number(least['peak_memory_gib'], 2, ' GiB')})"
+    return [f"{needs}, at the price of {names(lost)} against {name(better)}."]
+
+
+def _against_base(said: Said, method: str) -> str:
+    found: list[Any] = [said.get((method, BASE, m)) for m in SCORES]
+    if None in found:
+        return f"Whether {name(method)} is better than not tuning at all is not known: the base model was not compared with it."
+    if found[0]["confounded"]:
+        return f"Whether {name(method)} is better than not tuning at all cannot be said: {'; '.join(found[0]['confounded'])}."
+    up = [v["metric"] for v in found if v["verdict"] == "better"]
+    down = [v["metric"] for v in found if v["verdict"] == "worse"]
+    if not up and not down:
+        return f"{name(method)} is not shown to differ from the base model on any metric."
+    parts = [f"{word} on {called(those)}" for word, those in (("better", up), ("worse", down)) if those]
+    return f"Against the base model {name(method)} is {', and '.join(parts)}."

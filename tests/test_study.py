@@ -1,0 +1,184 @@
+"""The text says no more than the verdicts: wins, losses, ties, doubts, confounded, missing and unranked runs, one method alone, no base model."""
+
+from __future__ import annotations
+
+import random
+import re
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from kit.report.rows import COLUMNS, SCORES, Row, blank, title
+from kit.report.study import BUILT_IN, discussion, families, headline, recommendation, results
+from kit.report.verdicts import both_ways
+
+Verdict = dict[str, Any]
+
+
+def row(method: str, **known: Any) -> Row:
+    score = {"value": 30.0, "low": 29.0, "high": 31.0, "n": 100}
+    costs = {} if method == "base" else {"peak_memory_gib": 4.0, "train_wall_s": 100.0}
+    return blank(method, 0) | {"status": "done", "ranked": True, "config": {"model": "org/real"}} | dict.fromkeys(SCORES, score) | costs | known
+
+
+def verdict(a: str, b: str, metric: str, word: str, delta: float = 2.0, confounded: tuple[str, ...] = ()) -> Verdict:
+    delta = -abs(delta) if word == "worse" else abs(delta)
+    return {"a": a, "b": b, "metric": metric, "verdict": word, "delta": delta, "low": delta - 1, "high": delta + 1, "confounded": list(confounded),
+            "unit": "points", "n": 100, "detectable": 3.0, "needed": 400 if word == "cannot tell" else None}  # fmt: skip
+
+
+def say(*pairs: tuple[str, str, str], confounded: tuple[str, ...] = ()) -> list[Verdict]:
+    """Verdicts on the three metrics for each pair, one sign each: + - = ?"""
+    signs = {"+": "better", "-": "worse", "=": "equivalent", "?": "cannot tell"}
+    return [verdict(a, b, m, signs[s], confounded=confounded) for a, b, marks in pairs for m, s in zip(SCORES, marks, strict=True)]
+
+
+def test_two_methods_are_answered_in_a_sentence() -> None:
+    rows = [row("qlora", peak_memory_gib=3.1, train_wall_s=125.0), row("lora", peak_memory_gib=5.0, train_wall_s=100.0)]
+    text = headline(rows, say(("qlora", "lora", "?+=")))
+    assert text == (
+        "On this data QLoRA is better than LoRA on ROUGE-L, +2.0 [1.0, 3.0]; perplexity: no difference that matters; BLEU-4: cannot tell; "
+        "it needs 38% less memory and 25% more training time."
+    )
+
+
+def test_the_better_of_two_is_named_first_and_its_losses_too() -> None:
+    rows = [row("qlora"), row("lora")]
+    assert "LoRA is better than QLoRA on BLEU-4, +2.0 [1.0, 3.0] and ROUGE-L, +2.0 [1.0, 3.0], and worse than QLoRA on perplexity" in headline(
+        rows, say(("qlora", "lora", "--+"))
+    )
+
+
+def test_a_tie_is_no_win() -> None:
+    text = headline([row("qlora"), row("lora")], say(("qlora", "lora", "?=?")))
+    assert text.startswith(
+        "On this data no difference between QLoRA and LoRA is shown; ROUGE-L: no difference that matters; BLEU-4 and perplexity: cannot tell"
+    )
+    assert "better" not in text
+
+
+def test_a_confounded_pair_is_never_ranked() -> None:
+    rows, found = [row("qlora", peak_memory_gib=1.0), row("lora")], say(("qlora", "lora", "+++"), confounded=("another GPU",))
+    texts = [headline(rows, found), *results(rows, found), *discussion(rows, found), *recommendation(rows, found)]
+    assert texts[0] == "QLoRA and LoRA differ in more than the method (another GPU), so neither is ranked above the other."
+    assert "There is no recommendation, because no two methods can fairly be ranked." in texts
+    assert not any(word in text for text in texts for word in ("better", "worse", "least", "%", "Use ", " use "))
+
+
+@pytest.mark.parametrize(
+    ("rows", "start"),
+    [
+        ([row("lora", status="missing", ranked=False)], "No run has been evaluated yet"),
+        ([row("base"), row("lora", status="oom", ranked=False)], "Only the base model has been evaluated"),
+        ([row("base"), row("lora", ranked=False, reason="not ranked; moved: 0 of 84")], "No tuned run passed all of its checks"),
+        ([row("lora")], "LoRA is the only method that can be ranked, and there is nothing to compare it with"),
+        ([row("base"), row("lora")], "LoRA is the only method that can be ranked, and there is nothing to compare it with"),  # without verdicts
+        ([row("qlora"), row("lora")], "QLoRA and LoRA cannot be compared yet"),
+    ],
+)
+def test_without_verdicts_nothing_is_ranked(rows: list[Row], start: str) -> None:
+    texts = [headline(rows, []), *results(rows, []), *recommendation(rows, [])]
+    assert texts[0].startswith(start)
+    assert not any(re.search(r"\buse\b", t.lower()) or (" is better" in t and not t.startswith("Whether ")) for t in texts)
+
+
+def test_one_method_is_held_against_the_base_model_alone() -> None:
+    rows, found = [row("base"), row("lora")], say(("base", "lora", "--?"))
+    assert (
+        headline(rows, found)
+        == "On this data LoRA is better than the base model on BLEU-4, +2.0 [1.0, 3.0] and ROUGE-L, +2.0 [1.0, 3.0]; perplexity: cannot tell."
+    )
+    advice = recommendation(rows, found)
+    assert advice[0].startswith("LoRA is the only method that can be ranked")
+    assert advice[1] == "Against the base model LoRA is better on BLEU-4 and ROUGE-L."
+
+
+def test_the_winner_is_recommended_with_what_the_thriftiest_gives_up() -> None:
+    rows = [row("base"), row("qlora", peak_memory_gib=2.0), row("lora"), row("dora")]
+    found = say(*((("base", m, "---")) for m in ("qlora", "lora", "dora")), ("qlora", "lora", "-??"), ("qlora", "dora", "---"), ("lora", "dora", "?-?"))
+    text = headline(rows, found)
+    assert "DoRA is better than every other ranked method on ROUGE-L" in text
+    assert "no method is shown to be better than all others on BLEU-4 or perplexity" in text
+    assert "QLoRA needs the least memory, 2.00 GiB" in text
+    assert "training time" not in text  # all need the same
+    advice = recommendation(rows, found)
+    assert advice[0].startswith("Use DoRA: none is shown to be ahead of it")
+    assert advice[1] == (
+        "QLoRA needs the least memory of all (2.00 GiB), at the price of BLEU-4 −2.0 [−3.0, −1.0], ROUGE-L −2.0 [−3.0, −1.0] and perplexity −2.0 [−3.0, −1.0] "
+        "against DoRA."
+    )
+
+
+def test_costs_decide_only_where_scores_do_not() -> None:
+    rows = [row("qlora", peak_memory_gib=2.0), row("lora", train_wall_s=50.0), row("dora")]
+    found = say(("qlora", "lora", "???"), ("qlora", "dora", "+=?"), ("lora", "dora", "+??"))
+    advice = recommendation(rows, found)
+    assert advice[0] == (
+        "The scores do not decide between QLoRA and LoRA: none is shown to be ahead of another. Choose by what is short: QLoRA needs the least memory "
+        "(2.00 GiB) and LoRA needs the least training time (50 s)."
+    )
+    assert advice[1] == "Whether QLoRA is better than not tuning at all is not known: the base model was not compared with it."
+    alike = recommendation([row("qlora"), row("lora")], say(("qlora", "lora", "==?")))
+    assert "What they need does not decide either." in alike[0]
+
+
+def test_methods_that_cannot_be_compared_are_recommended_apart() -> None:
+    rows = [row(m) for m in ("qlora", "lora", "dora")]
+    found = say(("qlora", "lora", "+??")) + say(("qlora", "dora", "+++"), ("lora", "dora", "+++"), confounded=("other seeds",))
+    assert families(both_ways(found), ["qlora", "lora", "dora"]) == [["qlora", "lora"], ["dora"]]
+    advice = recommendation(rows, found)
+    assert advice[0].startswith("Among QLoRA and LoRA, use QLoRA: none")
+    assert "Not ranked against any other method (see Fairness): DoRA." in advice
+    assert "2 of 3 pairs differ in more than the method" in headline(rows, found)
+
+
+def test_the_built_in_model_recommends_nothing() -> None:
+    rows = [row(m, config={"model": "builtin"}) for m in ("qlora", "lora")]
+    found = say(("qlora", "lora", "+++"))
+    assert headline(rows, found).endswith(BUILT_IN)
+    assert recommendation(rows, found)[-1].startswith(BUILT_IN)
+
+
+def test_the_discussion_says_what_limits_the_results() -> None:
+    forgot = {"text": "general", "perplexity": {"value": 20.0, "low": 19.0, "high": 21.0}}
+    odd = {"length_ratio": {"value": 1.5, "low": 1.4, "high": 1.6}, "generation": {"empty": 0, "unfinished": 30, "mean_reply_tokens": 9.0}}
+    rows = [row("base", forgetting=forgot), row("lora", forgetting=forgot, **odd), row("dora"), row("full", status="oom", ranked=False)]
+    text = " ".join(discussion(rows, say(("lora", "dora", "??+"))))
+    for part in ("with these 100 test rows a difference has to be about 3.0 points on BLEU-4 and 3.0 points on ROUGE-L", "look, 400 rows would decide 2",
+                 "ran with one seed only",
+                 "LoRA writes 1.50 times as much", "LoRA (30 of 100)", "went from 20.00 to 20.00 with LoRA", "for the reasons in the notes: full"):  # fmt: skip
+        assert part in text, part
+    assert discussion([row("lora", seed="mean"), row("dora", seed="mean")], say(("lora", "dora", "+++"))) == []
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_sentence_goes_beyond_the_verdicts(seed: int) -> None:
+    """Whatever the verdicts are, each claim to be found in the text has one behind it."""
+    rng = random.Random(seed)
+    methods = ["base", "qlora", "lora", "dora", "full"]
+    rows = [row(m, ranked=rng.random() > 0.15, peak_memory_gib=rng.choice([None, 2.0, 3.0])) for m in methods]
+    unfair = {
+        pair: ("other rows",) if rng.random() < 0.2 or not all(r["ranked"] for r in rows if r["method"] in pair) else () for pair in combinations(methods, 2)
+    }
+    words = ["better", "worse", "cannot tell", "equivalent"]
+    found = [verdict(*pair, m, rng.choice(words), confounded=reasons) for pair, reasons in unfair.items() for m in SCORES]
+    said = both_ways(found)
+    wins = {(title(a), title(b), m) for (a, b, m), v in said.items() if v["verdict"] == "better" and not v["confounded"]}
+    for metric, text in zip(SCORES, results(rows, found), strict=False):
+        for part in text.split(". "):
+            if " is better than " in part:
+                a, _, others = part.rstrip(".").partition(" is better than ")
+                assert all((a, b, metric) in wins or (a.lower(), b, metric) in wins for b in others.replace(" and ", ", ").split(", ")), part
+    text = headline(rows, found)
+    for part in text.split("; "):
+        if "is better than every other ranked method on " in part:
+            a, _, on = part.removeprefix("On this data ").partition(" is better than every other ranked method on ")
+            named = [m for m in SCORES if COLUMNS[m].title in on.split(".")[0]]
+            rivals = [title(r["method"]) for r in rows if r["ranked"] and title(r["method"]) != ("base" if a == "the base model" else a)]
+            assert named
+            assert all(("base" if a == "the base model" else a, b, m) in wins for b in rivals for m in named), part
+    unranked = {title(r["method"]) for r in rows if not r["ranked"]}
+    for line in recommendation(rows, found):
+        if "use " in (line := line[0].lower() + line[1:]):
+            assert line.split("use ")[1].split(":")[0].lower() not in {u.lower() for u in unranked}
