@@ -93,9 +93,9 @@ def number(value: float | None, digits: int, unit: str = "") -> str:
     return MISSING if value is None else f"{value:,.{digits}f}{unit}"
 
 
-def interval(score: dict[str, Any] | None) -> str:
+def interval(score: dict[str, Any] | None, digits: int = 2) -> str:
     """A score with the ends of its 95% interval."""
-    return f"{number(score['value'], 2)} [{number(score['low'], 2)}, {number(score['high'], 2)}]" if score else MISSING
+    return f"{number(score['value'], digits)} [{number(score['low'], digits)}, {number(score['high'], digits)}]" if score else MISSING
 
 
 def duration(seconds: float | None) -> str:

@@ -113,14 +113,33 @@ def sweep_table(found: dict[str, Any], config: RunConfig) -> None:
 
 
 def evaluation_table(config: RunConfig, record: dict[str, Any]) -> None:
-    """Scores with 95% intervals, over all rows and by source."""
-    table = _table(f"Evaluated {config.run_dir}", ["rows", "BLEU-4", "ROUGE-L", "perplexity"])
-    for name, block in {"all": record["all"], **record["per_source"]}.items():
-        table.add_row(escape(name), *(interval(block[m]) for m in ("bleu4", "rouge_l", "perplexity")))
+    """Scores with 95% intervals, over all rows, without flagged ones and by source; lengths and forgetting."""
+    table = _table(f"Evaluated {config.run_dir}", ["rows", "BLEU-4", "ROUGE-L", "perplexity", "length ratio"])
+    leaks, blocks = record["leaks"], {"all": record["all"]}
+    if leaks["without"]:
+        blocks |= {f"without {leaks['flagged']} flagged": leaks["without"]}
+    for name, block in {**blocks, **record["per_source"]}.items():
+        table.add_row(escape(name), *(interval(block[m]) for m in ("bleu4", "rouge_l", "perplexity", "length_ratio")))
     console.print(table)
     made = record["generation"]
-    console.print(f"{made['empty']} empty and {made['unfinished']} unfinished replies, {made['mean_reply_tokens']:.1f} tokens each", markup=False)
+    console.print(f"{made['empty']} empty and {made['unfinished']} unfinished replies, {made['mean_reply_tokens']:.1f} tokens each; "
+                  f"{leaks['flagged']} test rows flagged by the leak audit", markup=False)  # fmt: skip
+    if lost := record["forgetting"]:
+        kl = f"; KL from the base model {interval(lost['kl'], 4)} nats a token" if lost["kl"] else ""
+        before = f"{number(lost['perplexity_before']['value'], 2)} → " if lost["perplexity_before"] else ""
+        console.print(f"general text ({lost['text']}): perplexity {before}{interval(lost['perplexity'])}{kl}", markup=False)
+    if record["forgetting_reason"]:
+        console.print(f"forgetting: {record['forgetting_reason']}", markup=False)
     gate_lines(record["gates"])
+
+
+def tasks_table(config: RunConfig, record: dict[str, Any]) -> None:
+    """What lm-evaluation-harness found, with its standard errors."""
+    table = _table(f"Tasks of lm-evaluation-harness {record['versions']['lm_eval']} on {config.run_dir}", ["task", "metric", "value", "standard error"])
+    for task, found in record["tasks"].items():
+        for metric, score in found.items():
+            table.add_row(escape(task), escape(metric), number(score["value"], 4), number(score["stderr"], 4))
+    console.print(table)
 
 
 def comparison_table(rows: Sequence[dict[str, Any]], title: str) -> None:
