@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import math
@@ -23,7 +24,7 @@ ROWS, LONG = 32, 512
 def check(names: str, folder: str | None, limit: int | None) -> list[str]:
     """The tasks' names; what cannot work is a UserError before anything is loaded."""
     if importlib.util.find_spec("lm_eval") is None:
-        raise UserError(f"--tasks needs lm-evaluation-harness, which is not installed; run: pip install lm-eval=={VERSION}")
+        raise UserError(f"--tasks needs lm-evaluation-harness, which is not installed; run: python -m pip install lm-eval=={VERSION}")
     if folder is not None and not Path(folder).is_dir():
         raise UserError(f"--tasks-path: no such folder: {folder}")
     if limit is not None and limit <= 0:
@@ -35,6 +36,7 @@ def check(names: str, folder: str | None, limit: int | None) -> list[str]:
     return wanted
 
 
+@functools.cache
 def _manager(folder: str | None) -> Any:
     """The harness's index of tasks: its own and those of the folder, which win."""
     from kit.model import import_unsloth

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def main() -> None:
     options.add_argument("--tasks-limit", type=int, default=None, metavar="N", help="only the first N examples of each task")
     flags = options.parse()
     each_seed(flags, sys.argv[1:])
+    if flags["tasks"]:  # Tasks may fetch data of their own where model and data are local.
+        os.environ.setdefault("HF_HUB_OFFLINE", "0")
     path, rescoring, names, own, limit = (flags.pop(k, None) for k in ("run", "rescore", "tasks", "tasks_path", "tasks_limit"))
     if rescoring and names:
         raise UserError("--rescore loads no model; give --tasks in a call of its own")
