@@ -22,7 +22,7 @@ from kit.resources import is_memory_error
 from kit.statistics import intervals
 
 BUILTIN, NONE = "builtin", "none"
-DOCUMENTS, SEED = 256, "general text"
+DOCUMENTS, SEED = 128, "general text"
 # A chunk and the token before it make 256; at most TOKENS are looked at, evenly spread over the text.
 LENGTH, TOKENS = 255, 2**16
 KL = Metric("KL", None, lambda _: np.empty((0, 2)), ratio, lambda: "mean over tokens of KL(base || run)", show=lambda x: np.maximum(x, 0), unit="nats a token")
@@ -103,9 +103,11 @@ def _load(wanted: str) -> Text:
         except UnicodeDecodeError as error:
             raise UserError(f"{path}, byte {error.start + 1}: not valid UTF-8") from None
     else:
-        documents = [row.get("text") for _, row in records(path) if row]
-        if not all(isinstance(d, str) for d in documents):
-            raise UserError(f"{path}, row {next(i for i, d in enumerate(documents, 1) if not isinstance(d, str))}: expected a text under the key text")
+        documents = []
+        for number, row in records(path):
+            if not isinstance(text := (row or {}).get("text"), str):
+                raise UserError(f"{path}, row {number}: expected a text under the key text")
+            documents.append(text)
     return Text(path.name, sha256(path), documents)
 
 

@@ -23,7 +23,7 @@ from kit.prompts import FIXED_PROMPTS
 
 Make = Callable[..., RunConfig]
 SMALL = ("--limit-train", "64", "--limit-test", "9", "--train-per-source", "60", "--test-per-source", "10", "--valid-per-source", "0")
-DECODING = ("--max-new-tokens", "8", "--eval-batch-size", "4")
+DECODING = ("--max-new-tokens", "8", "--eval-tokens", "250")
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +136,10 @@ def test_a_torn_or_missing_file_is_one_line(make: Make) -> None:
     with pytest.raises(UserError, match="line 9: not valid JSON"):
         scoring.rescore(base)
     path.unlink()
-    with pytest.raises(UserError, match="predictions.jsonl is missing"):
+    with pytest.raises(UserError, match="jsonl is missing"):
         scoring.rescore(base)
     (path.parent / "eval.json").unlink()
-    with pytest.raises(UserError, match="is not evaluated yet; run: python scripts/eval.py --method base"):
+    with pytest.raises(UserError, match=r"is not evaluated yet; run: python scripts/eval\.py --method base"):
         scoring.rescore(base)
     shutil.rmtree(base.data_path)
     with pytest.raises(UserError, match="is not there, and predictions are scored against their data"):
@@ -196,13 +196,13 @@ def test_the_base_is_reused_for_the_same_model_data_format_and_decoding_alone(ma
     folder = answered(make("--method", "base"))
     # What only training depends on does not matter.
     assert evaluate(make("--method", "base", "--rank", "4", "--seed", "3", "--learning-rate", "1")) == read_json(folder / "eval.json")
-    others = {"max_new_tokens": "9", "eval_batch_size": "5", "limit_test": "8", "precision": "bfloat16", "format": "alpaca", "model": "builtin-gptneo"}
+    others = {"max_new_tokens": "9", "eval_tokens": "500", "limit_test": "8", "precision": "bfloat16", "format": "alpaca", "model": "builtin-gptneo"}
     for field, value in others.items():
         with pytest.raises(UserError, match=rf"was (made with other settings|built from other inputs) \(([^)]*, )?{field}"):
             evaluate(make("--method", "base", f"--{field.replace('_', '-')}", value))
     manifest = make().data_path / "manifest.json"
     manifest.write_text(manifest.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match="eval.json comes from other data than .* holds now"):
+    with pytest.raises(UserError, match=r"eval\.json comes from other data than .* holds now"):
         evaluate(make("--method", "base"))
 
 
