@@ -89,9 +89,10 @@ def _load(wanted: str) -> Text:
     if wanted in HUB:
         from huggingface_hub import hf_hub_download
 
-        from kit.hub import hub_errors
+        from kit.hub import commit_of, hub_errors
 
         hub = HUB[wanted]
+        commit_of(hub.dataset)  # says at once that the hub cannot be reached; the download would try for half a minute
         with hub_errors(f"dataset {hub.dataset}"):
             path = Path(hf_hub_download(hub.dataset, hub.file, repo_type="dataset", revision=hub.revision))
         # Its rows are the lines of one text.

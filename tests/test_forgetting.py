@@ -115,7 +115,9 @@ def test_chunks_hold_every_token_once(tokenizer: Any, gpt2_tokenizer: Any) -> No
     text = Text("x", "", ["word " * 700, "", "one two", "<end_of_turn>"])
     made = chunks(Renderer(tokenizer, "chat", 1024), text)
     assert all(e.prompt_ids == [2] and 0 < len(e.reference_ids) <= LENGTH for e in made)
-    assert [i for e in made for i in e.reference_ids] == [i for d in text.documents for i in tokenizer(d, add_special_tokens=False, split_special_tokens=True).input_ids]
+    assert [i for e in made for i in e.reference_ids] == [
+        i for d in text.documents for i in tokenizer(d, add_special_tokens=False, split_special_tokens=True).input_ids
+    ]
     # Without a beginning-of-text token the first token of a chunk is given.
     made = chunks(Renderer(gpt2_tokenizer, "alpaca", 1024), text)
     assert [i for e in made for i in [*e.prompt_ids, *e.reference_ids]] == [i for d in text.documents for i in gpt2_tokenizer(d).input_ids]
