@@ -48,6 +48,8 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
         }  # fmt: skip
         write_json(result, record)
     if text is not None:
+        if earlier := record.get("forgetting"):
+            say(f"forgetting was measured on {earlier['text']}; measuring it on {text.name} instead")
         with phases("forgetting"):
             block, reason = forgetting.measure(config, model, text, chunks, tokenizer.pad_token_id)
         record |= {"forgetting": block, "forgetting_reason": reason, "phases": record["phases"] | {"forgetting": phases.record["forgetting"]}}

@@ -50,7 +50,9 @@ def _damage(made: Row) -> str | None:
         value = made.get(name)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             return f"{name} is {'missing' if value is None else f'of the wrong kind ({type(value).__name__})'}"
-    return None if made["reference"] and made["nll_tokens"] > 0 else "its reference is empty"
+    if not made["reference"]:
+        return "its reference is empty"
+    return None if made["nll_tokens"] > 0 else f"nll_tokens must be above 0, found {made['nll_tokens']}"
 
 
 def _foreign(made: Row, wanted: Row | None) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ROOT, config, places
 
@@ -18,11 +19,11 @@ from kit.config import RunConfig
 from kit.errors import UserError
 from kit.evaluation import evaluate
 from kit.files import read_json, read_jsonl, sha256, write_json, write_jsonl
-from kit.metrics import METRICS, scores
+from kit.metrics import METRICS, Metric, ratio, scores
 from kit.prompts import FIXED_PROMPTS
 
 Make = Callable[..., RunConfig]
-SMALL = ("--limit-train", "64", "--limit-test", "9", "--train-per-source", "60", "--test-per-source", "10", "--valid-per-source", "0")
+SMALL = ("--limit-test", "9", "--train-per-source", "60", "--test-per-source", "10", "--valid-per-source", "0")
 DECODING = ("--max-new-tokens", "8", "--eval-tokens", "250")
 
 
@@ -109,6 +110,7 @@ BAD = {
     "null": (lambda rows: rows[0].update(prediction=None), "row 1: prediction is missing"),
     "wrong kind": (lambda rows: rows[0].update(nll="2"), r"row 1: nll is of the wrong kind \(str\)"),
     "no boolean": (lambda rows: rows[0].update(reply_tokens=True), r"row 1: reply_tokens is of the wrong kind \(bool\)"),
+    "no tokens": (lambda rows: rows[0].update(nll_tokens=0), "row 1: nll_tokens must be above 0, found 0"),
     "no id": (lambda rows: rows[0].pop("id"), "row 1: id is missing"),
     "twice": (lambda rows: rows.append(rows[0]), "row 10: it answers a row for the second time"),
     "missing": (lambda rows: rows.pop(), r"lacks 1 of 9 test rows \("),
@@ -170,6 +172,16 @@ def test_every_metric_is_there_for_all_rows_each_source_and_the_unflagged(make: 
         assert all(score["signature"] for score in block.values())
 
 
+def test_a_new_metric_is_one_entry(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = list(read_jsonl(answered(make("--method", "base")) / "predictions.jsonl"))
+    words = Metric("Words", None, lambda rs: np.array([[len(r["prediction"].split()), 1.0] for r in rs]), ratio, lambda: "mean words", show=lambda x: x)
+    monkeypatch.setitem(METRICS, "words", words)
+    found = scoring.summary(rows, {"leaks": {"same_prompt": {"test_ids": [rows[0]["id"]]}}})
+    assert found["all"]["words"]["value"] == pytest.approx(np.mean([len(r["prediction"].split()) for r in rows]))
+    assert found["all"]["words"]["signature"] == "mean words"
+    assert all("words" in block for block in (found["leaks"]["without"], *found["per_source"].values()))
+
+
 @pytest.mark.parametrize(("clean", "flagged"), [(9, 0), (1, 8), (0, 9)])
 def test_without_flagged_or_without_the_rest_there_is_nothing_to_compare(make: Make, clean: int, flagged: int) -> None:
     rows = list(read_jsonl(answered(make("--method", "base")) / "predictions.jsonl"))
@@ -216,6 +228,22 @@ def test_replies_to_other_data_are_not_gone_on_with(make: Make) -> None:
         evaluate(base)
 
 
+def tuned(run: RunConfig) -> None:
+    """A run as training leaves it, whose adapter is noise."""
+    import torch
+
+    from kit.model import attach, load_base
+
+    model = attach(load_base(run)[0], run)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.02)
+    model.save_pretrained(runs.open_run(run) / "adapter")
+    write_json(run.run_dir / "train.json", {"status": "done"})
+
+
 def lasting(record: dict[str, Any]) -> dict[str, Any]:
     """A record without what the clock and memory say, and without the hash of a file whose order may differ."""
     generation = {k: v for k, v in record["generation"].items() if k not in ("wall_s", "peak_memory_gib", "tokens_per_s")}
@@ -225,9 +253,8 @@ def lasting(record: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.slow
 def test_killed_at_any_time_an_evaluation_ends_where_an_undisturbed_one_does(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     from kit import forgetting
-    from kit.training import train
 
-    train(make("--method", "lora"))
+    tuned(make("--method", "lora"))
     measure = forgetting.divergences
     for method in ("base", "lora"):
         run = make("--method", method)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kit.config import RunConfig
-from kit.console import console, counts
+from kit.console import console, counts, say
 from kit.files import read_json
 from kit.report.rows import COLUMNS, cell, duration, interval, number
 
@@ -115,7 +115,7 @@ def sweep_table(found: dict[str, Any], config: RunConfig) -> None:
 def evaluation_table(config: RunConfig, record: dict[str, Any]) -> None:
     """Scores with 95% intervals, over all rows, without flagged ones and by source; lengths and forgetting."""
     table = _table(f"Evaluated {config.run_dir}", ["rows", "BLEU-4", "ROUGE-L", "perplexity", "length ratio"])
-    leaks, blocks = record["leaks"], {"all": record["all"]}
+    leaks, blocks = record.get("leaks") or {"flagged": 0, "without": None}, {"all": record["all"]}
     if leaks["without"]:
         blocks |= {f"without {leaks['flagged']} flagged": leaks["without"]}
     for name, block in {**blocks, **record["per_source"]}.items():
@@ -124,12 +124,12 @@ def evaluation_table(config: RunConfig, record: dict[str, Any]) -> None:
     made = record["generation"]
     console.print(f"{made['empty']} empty and {made['unfinished']} unfinished replies, {made['mean_reply_tokens']:.1f} tokens each; "
                   f"{leaks['flagged']} test rows flagged by the leak audit", markup=False)  # fmt: skip
-    if lost := record["forgetting"]:
+    if lost := record.get("forgetting"):
         kl = f"; KL from the base model {interval(lost['kl'], 4)} nats a token" if lost["kl"] else ""
         before = f"{number(lost['perplexity_before']['value'], 2)} → " if lost["perplexity_before"] else ""
-        console.print(f"general text ({lost['text']}): perplexity {before}{interval(lost['perplexity'])}{kl}", markup=False)
-    if record["forgetting_reason"]:
-        console.print(f"forgetting: {record['forgetting_reason']}", markup=False)
+        say(f"general text ({lost['text']}): perplexity {before}{interval(lost['perplexity'])}{kl}")
+    if reason := record.get("forgetting_reason"):
+        say(f"forgetting: {reason}")
     gate_lines(record["gates"])
 
 
