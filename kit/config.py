@@ -23,11 +23,11 @@ FORMATS = ("chat", "alpaca")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
-# Where results lie, how they are watched and what they cost does not make two runs different.
-PLACES = ("data_dir", "runs_dir", "report_dir", "report_to", "price_per_kwh", "preflight", "auto_batch")
+# Where results lie, how they are watched, what they cost and on which text forgetting is measured does not make two runs different.
+PLACES = ("data_dir", "runs_dir", "report_dir", "report_to", "price_per_kwh", "preflight", "auto_batch", "forgetting_text")
 # A scaled-down recipe takes these from the tiny recipe and keeps its method set-ups; ranks shrink to the narrowest built-in layer.
 SCALED = ("model", "source", "train_per_source", "test_per_source", "valid_per_source", "max_length",
-          "optimizer", "gradient_checkpointing", "save_steps", "max_new_tokens", "eval_tokens", "precision")  # fmt: skip
+          "optimizer", "gradient_checkpointing", "save_steps", "max_new_tokens", "eval_tokens", "precision", "forgetting_text")  # fmt: skip
 NARROWEST = 48
 STAND_INS = {"EleutherAI/gpt-neo-1.3B": "builtin-gptneo"}
 
@@ -90,6 +90,7 @@ class RunConfig:
     # Evaluation
     max_new_tokens: Annotated[int, "longest generated reply in tokens"] = 256
     eval_tokens: Annotated[int, "tokens of prompts and longest replies held at once while generating; the same batches for all compared runs"] = 65_536
+    forgetting_text: Annotated[str, "general text to measure forgetting on: builtin, wikitext, a .txt or .jsonl file, or none"] = "builtin"
 
     @property
     def run_name(self) -> str:
@@ -111,7 +112,8 @@ class RunConfig:
     def is_local(self) -> bool:
         """Whether model and data all lie on this machine, so that nothing needs the network."""
         origins = [s.partition("=")[2] for s in self.source]
-        return all(name in ("builtin", "builtin-gptneo") or Path(name).expanduser().exists() for name in [self.model, *origins])
+        names = [self.model, *origins, self.forgetting_text]
+        return all(name in ("builtin", "builtin-gptneo", "none") or Path(name).expanduser().exists() for name in names)
 
     def identity(self) -> dict[str, Any]:
         """The fields that must agree for two results to come from the same run, JSON-ready."""

@@ -1,4 +1,4 @@
-"""A run -> predictions.jsonl (appended as batches finish) and eval.json (last)."""
+"""A run -> predictions.jsonl (appended as batches finish), samples.json and eval.json."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kit import dataset, gates, runs
+from kit import dataset, forgetting, gates, runs, scoring
 from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.errors import UserError
-from kit.files import read_json, read_jsonl, write_json
+from kit.files import read_json, sha256, write_json
 from kit.generation import generate, likelihoods, longest_first, take
-from kit.metrics import scores_by_source
 from kit.model import free_memory, load_trained, prepare_data
 from kit.progress import Bar
-from kit.prompts import Exam, Renderer, plain_prompt
+from kit.prompts import FIXED_PROMPTS, Exam, Renderer, plain_prompt
 from kit.resources import Phases, clock, is_memory_error
 
 
@@ -26,38 +25,57 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
     trained = config.run_dir / "train.json"
     if config.method != BASE and (not trained.exists() or read_json(trained)["status"] != "done"):
         raise UserError(f"{config.run_dir} is not trained yet; run: python scripts/train.py --method {config.method} --seed {config.seed}")
+    rows = scoring.rows_to_score(config)
     folder = runs.open_run(config)
+    scoring.check_data(folder, config, data)
     result = folder / "eval.json"
-    for path in (folder / "train.json", result):
-        if path.exists() and read_json(path).get("provenance", {}).get("data", data) != data:
-            raise UserError(f"{path} comes from other data than {config.data_path} holds now; choose another --name or remove {folder}")
-    if result.exists():
+    record: dict[str, Any] | None = read_json(result) if result.exists() else None
+    if record is not None and forgetting.measured(record, config):
         say(f"{folder} is evaluated already")
-        return dict(read_json(result))
+        return record
+    text, reason = forgetting.load(config)
+    if record is not None and text is None:
+        return record
+    kept = _kept(folder / "predictions.jsonl", rows) if record is None else []
     phases = Phases()
-    rows = dataset.rows(config, "test")
-    predictions = folder / "predictions.jsonl"
-    done = {r["id"]: r for r in _kept(predictions)}
-    if done:
-        say(f"{len(done)} of {len(rows)} replies are there already")
     with phases("load"):
         model, tokenizer, chosen = load_trained(config)
         renderer = Renderer(tokenizer, config.format, config.max_length)
-        exams = renderer.exams(rows)
-    with phases("gates"):
-        checks = gates.reloaded(model, folder, tokenizer.pad_token_id, chosen.name)
-    with phases("generation"):
-        _answer(config, model, renderer, rows, exams, done, predictions)
-    ordered = [done[row["id"]] for row in rows]
-    record = summary(ordered) | {
-        "generation": generation_record(ordered, phases), "phases": phases.record, "precision": chosen._asdict(),
-        "gates": gates.record(checks), "provenance": runs.provenance(config, data),
-    }  # fmt: skip
-    write_json(result, record)
+        chunks = forgetting.chunks(renderer, text) if text else []
+    if record is None:
+        record = _answered(config, model, renderer, rows, kept, phases, chosen.name) | {
+            "forgetting": None, "forgetting_reason": reason, "precision": chosen._asdict(), "provenance": runs.provenance(config, data),
+        }  # fmt: skip
+        write_json(result, record)
+    if text is not None:
+        if earlier := record.get("forgetting"):
+            say(f"forgetting was measured on {earlier['text']}; measuring it on {text.name} instead")
+        with phases("forgetting"):
+            block, reason = forgetting.measure(config, model, text, chunks, tokenizer.pad_token_id)
+        record |= {"forgetting": block, "forgetting_reason": reason, "phases": record["phases"] | {"forgetting": phases.record["forgetting"]}}
+        write_json(result, record)
     return record
 
 
-def _kept(path: Path) -> list[dict[str, Any]]:
+def _answered(config: RunConfig, model: Any, renderer: Renderer, rows: list[dict[str, Any]], kept: list[dict[str, Any]], phases: Phases,
+              precision: str) -> dict[str, Any]:  # fmt: skip
+    """Writes predictions.jsonl and samples.json; returns the scores, and what the replies cost."""
+    predictions, done = config.run_dir / "predictions.jsonl", {r["id"]: r for r in kept}
+    if done:
+        say(f"{len(done)} of {len(rows)} replies are there already")
+    with phases("gates"):
+        checks = gates.reloaded(model, config.run_dir, renderer.tokenizer.pad_token_id, precision)
+    with phases("generation"):
+        _answer(config, model, renderer, rows, renderer.exams(rows), done, predictions)
+    with phases("samples"):
+        write_json(config.run_dir / "samples.json", {"schema": runs.SCHEMA, "samples": samples(config, model, renderer)})
+    ordered = [done[row["id"]] for row in rows]
+    return scoring.summary(ordered, dataset.prepare(config)) | {
+        "predictions_sha256": sha256(predictions), "generation": generation_record(ordered, phases), "phases": phases.record, "gates": gates.record(checks),
+    }  # fmt: skip
+
+
+def _kept(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The complete rows of an interrupted evaluation; a last line that a kill cut off is removed from the file."""
     if not path.exists():
         return []
@@ -66,7 +84,7 @@ def _kept(path: Path) -> list[dict[str, Any]]:
     if len(whole) < len(text):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    return list(read_jsonl(path))
+    return scoring.load(path, rows, partial=True)
 
 
 def _answer(config: RunConfig, model: Any, renderer: Renderer, rows: list[dict[str, Any]], exams: list[Exam],
@@ -122,17 +140,15 @@ def answers(config: RunConfig, model: Any, renderer: Renderer, rows: list[dict[s
     ]  # fmt: skip
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Scores for all rows and for each source."""
-    return {"schema": runs.SCHEMA} | scores_by_source(rows)
+def samples(config: RunConfig, model: Any, renderer: Renderer) -> list[dict[str, Any]]:
+    """The replies to FIXED_PROMPTS."""
+    rows = [{"id": "", "source": "", "messages": [{"role": "user", "content": p}, {"role": "assistant", "content": ""}]} for p in FIXED_PROMPTS]
+    return [{k: made[k] for k in ("prompt", "prediction", "finished")} for made in answers(config, model, renderer, rows, renderer.exams(rows))]
 
 
 def generation_record(rows: list[dict[str, Any]], phases: Phases) -> dict[str, Any]:
     """How the replies came out, and what generating cost; after an interruption the time covers the last part only."""
-    tokens = sum(r["reply_tokens"] for r in rows)
-    wall = phases.record["generation"]["wall_s"]
-    return {
-        "empty": sum(not r["prediction"] for r in rows), "unfinished": sum(not r["finished"] for r in rows),
-        "mean_reply_tokens": tokens / len(rows), "batch_tokens": min(r["batch_tokens"] for r in rows),
-        "wall_s": wall, "peak_memory_gib": phases.peak_gib("generation"),
+    return scoring.reply_counts(rows) | {
+        "batch_tokens": min(r["batch_tokens"] for r in rows), "wall_s": phases.record["generation"]["wall_s"],
+        "peak_memory_gib": phases.peak_gib("generation"),
     }  # fmt: skip

@@ -18,6 +18,12 @@ from kit.sources import INPUT
 IGNORE = -100
 SLOT = re.compile("\ue000(\\d+)\ue001")
 Row = dict[str, Any]
+# Answered by every run, for a reader to compare: to explain, to program, to list.
+FIXED_PROMPTS = (
+    "Why is the sky blue? Explain it so that a child of eight understands.",
+    "Write a Python function that takes a list of words and returns the ones that read the same backwards.",
+    "Name three ways in which a city can lower its greenhouse gas emissions, with one sentence on each.",
+)
 
 
 @dataclass(frozen=True)

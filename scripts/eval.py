@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -29,18 +30,30 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("run", nargs="?", help="folder of the run (default: the one that --name, --method and --seed mean)")
     options.add_argument("--seeds", metavar="N,N", help="run once for each of these seeds")
+    options.add_argument("--rescore", action="store_true", default=False, help="score predictions.jsonl anew; no model is loaded")
+    options.add_argument("--tasks", default=None, metavar="NAME,NAME", help="also run these tasks of lm-evaluation-harness on the saved model")
+    options.add_argument("--tasks-path", default=None, metavar="DIR", help="folder with task definitions (YAML) of your own")
+    options.add_argument("--tasks-limit", type=int, default=None, metavar="N", help="only the first N examples of each task")
     flags = options.parse()
     each_seed(flags, sys.argv[1:])
-    path = flags.pop("run", None)
+    if flags["tasks"]:  # Tasks may fetch data of their own where model and data are local.
+        os.environ.setdefault("HF_HUB_OFFLINE", "0")
+    path, rescoring, names, own, limit = (flags.pop(k, None) for k in ("run", "rescore", "tasks", "tasks_path", "tasks_limit"))
+    if rescoring and names:
+        raise UserError("--rescore loads no model; give --tasks in a call of its own")
     if path is not None:
         flags = run_flags(Path(path), flags)
     config: RunConfig = resolve(flags)
     announce(config, flags)
 
+    from kit import scoring, tasks
     from kit.evaluation import evaluate
-    from kit.report.tables import evaluation_table
+    from kit.report.tables import evaluation_table, tasks_table
 
-    evaluation_table(config, evaluate(config))
+    wanted = tasks.check(names, own, limit) if names else []
+    evaluation_table(config, scoring.rescore(config) if rescoring else evaluate(config))
+    if wanted:
+        tasks_table(config, tasks.run(config, wanted, own, limit))
 
 
 if __name__ == "__main__":

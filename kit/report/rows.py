@@ -132,12 +132,12 @@ def number(value: float | None, digits: int, unit: str = "") -> str:
     return MISSING if value is None else f"{value:,.{digits}f}{unit}"
 
 
-def interval(score: Row | None) -> str:
+def interval(score: Row | None, digits: int = 2) -> str:
     """A score with the ends of its 95% interval, if it has one."""
     if not score or score["value"] is None:
         return MISSING
-    ends = f" [{number(score['low'], 2)}, {number(score['high'], 2)}]" if score.get("low") is not None and score.get("high") is not None else ""
-    return number(score["value"], 2) + ends
+    ends = [score.get(end) for end in ("low", "high")]
+    return number(score["value"], digits) + ("" if None in ends else f" [{', '.join(number(end, digits) for end in ends)}]")
 
 
 def duration(seconds: float | None) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kit.config import BASE, RunConfig
-from kit.console import console, counts
+from kit.console import console, counts, say
 from kit.files import read_json
 from kit.report.rows import COLUMNS, SCORES, Row, cell, duration, interval, number, plain
 from kit.report.rows import title as method_title
@@ -132,13 +132,28 @@ def sweep_table(found: dict[str, Any], config: RunConfig) -> None:
 
 
 def evaluation_table(config: RunConfig, record: dict[str, Any]) -> None:
-    """Scores with 95% intervals, over all rows and by source."""
-    blocks = {"all": record["all"], **record["per_source"]}
-    rows = [[name, *(interval(block[m]) for m in SCORES)] for name, block in blocks.items()]
-    show(f"Evaluated {config.run_dir}", ["rows", *(COLUMNS[m].title for m in SCORES)], rows)
+    """Scores with 95% intervals, over all rows, without flagged ones and by source; lengths and forgetting."""
+    leaks, blocks = record.get("leaks") or {"flagged": 0, "without": None}, {"all": record["all"]}
+    if leaks["without"]:
+        blocks |= {f"without {leaks['flagged']} flagged": leaks["without"]}
+    rows = [[name, *(interval(block[m]) for m in (*SCORES, "length_ratio"))] for name, block in {**blocks, **record["per_source"]}.items()]
+    show(f"Evaluated {config.run_dir}", ["rows", *(COLUMNS[m].title for m in SCORES), "length ratio"], rows)
     made = record["generation"]
-    console.print(f"{made['empty']} empty and {made['unfinished']} unfinished replies, {made['mean_reply_tokens']:.1f} tokens each", markup=False)
+    console.print(f"{made['empty']} empty and {made['unfinished']} unfinished replies, {made['mean_reply_tokens']:.1f} tokens each; "
+                  f"{leaks['flagged']} test rows flagged by the leak audit", markup=False)  # fmt: skip
+    if lost := record.get("forgetting"):
+        kl = f"; KL from the base model {interval(lost['kl'], 4)} nats a token" if lost["kl"] else ""
+        before = f"{number(lost['perplexity_before']['value'], 2)} → " if lost["perplexity_before"] else ""
+        say(f"general text ({lost['text']}): perplexity {before}{interval(lost['perplexity'])}{kl}")
+    if reason := record.get("forgetting_reason"):
+        say(f"forgetting: {reason}")
     gate_lines(record["gates"])
+
+
+def tasks_table(config: RunConfig, record: dict[str, Any]) -> None:
+    """What lm-evaluation-harness found, with its standard errors."""
+    rows = [[task, metric, number(score["value"], 4), number(score["stderr"], 4)] for task, found in record["tasks"].items() for metric, score in found.items()]
+    show(f"Tasks of lm-evaluation-harness {record['versions']['lm_eval']} on {config.run_dir}", ["task", "metric", "value", "standard error"], rows)
 
 
 def comparison_table(rows: Sequence[Row], found: Sequence[Verdict], title: str) -> None:

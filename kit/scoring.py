@@ -1,0 +1,115 @@
+"""predictions.jsonl -> scores, checked against the data, with the leak audit; no model and no torch (scripts/eval.py RUN --rescore)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kit import dataset, runs
+from kit.config import RunConfig
+from kit.console import say
+from kit.errors import UserError
+from kit.files import read_json, read_jsonl, sha256, write_json
+from kit.metrics import scores, scores_by_source
+from kit.prompts import plain_prompt
+
+Row = dict[str, Any]
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "id": str, "source": str, "prompt": str, "reference": str, "prediction": str, "reply_tokens": int, "finished": bool,
+    "nll": (int, float), "nll_tokens": int,
+}  # fmt: skip
+
+
+def asked(row: Row) -> Row:
+    """What a prediction repeats of its test row."""
+    return {"id": row["id"], "source": row["source"], "prompt": plain_prompt(row), "reference": row["messages"][-1]["content"]}
+
+
+def load(path: Path, rows: Sequence[Row], *, partial: bool = False) -> list[Row]:
+    """The predictions in the order of the test rows; `partial`: not all need be there.
+
+    A line that is damaged, that answers no test row or one with another prompt or reference, or twice, and a missing one are a UserError.
+    """
+    if not path.exists():
+        raise UserError(f"{path} is missing; without it there is nothing to score")
+    wanted, found = {row["id"]: asked(row) for row in rows}, dict[str, Row]()
+    for number, made in enumerate(read_jsonl(path), 1):
+        wrong = _damage(made) or _foreign(made, wanted.get(made["id"])) or ("it answers a row for the second time" if made["id"] in found else None)
+        if wrong:
+            raise UserError(f"{path}, row {number}: {wrong}; restore the file, or remove it and eval.json to evaluate anew")
+        found[made["id"]] = made
+    missing = [i for i in wanted if i not in found]
+    if missing and not partial:
+        raise UserError(f"{path} lacks {len(missing)} of {len(rows)} test rows ({', '.join(missing[:3])}); remove eval.json and run the evaluation to add them")
+    return [found[i] for i in wanted if i in found]
+
+
+def _damage(made: Row) -> str | None:
+    for name, kind in FIELDS.items():
+        value = made.get(name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            return f"{name} is {'missing' if value is None else f'of the wrong kind ({type(value).__name__})'}"
+    if not made["reference"]:
+        return "its reference is empty"
+    return None if made["nll_tokens"] > 0 else f"nll_tokens must be above 0, found {made['nll_tokens']}"
+
+
+def _foreign(made: Row, wanted: Row | None) -> str | None:
+    if wanted is None:
+        return f"{made['id']} is no row of this test set"
+    differing = [name for name, value in wanted.items() if made[name] != value]
+    return f"its {' and '.join(differing)} differ{'s' if len(differing) == 1 else ''} from test row {made['id']}" if differing else None
+
+
+def summary(rows: Sequence[Row], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """All of eval.json that follows from the predictions: scores for all rows and for each source, and without the rows flagged as leaks."""
+    flagged = {i for found in manifest["leaks"].values() for i in found["test_ids"]}
+    clean = [row for row in rows if row["id"] not in flagged]
+    n = len(rows) - len(clean)
+    without = scores(clean) if n and len(clean) > 1 else None
+    return {"schema": runs.SCHEMA} | scores_by_source(rows) | {"leaks": {"flagged": n, "without": without}}
+
+
+def reply_counts(rows: Sequence[Row]) -> dict[str, Any]:
+    """How the replies came out."""
+    return {
+        "empty": sum(not r["prediction"] for r in rows), "unfinished": sum(not r["finished"] for r in rows),
+        "mean_reply_tokens": sum(r["reply_tokens"] for r in rows) / len(rows),
+    }  # fmt: skip
+
+
+def check_data(folder: Path, config: RunConfig, data: str) -> None:
+    """A result in the run's folder that comes from other data than there is now is a UserError."""
+    for path in (folder / "train.json", folder / "eval.json"):
+        if path.exists() and read_json(path).get("provenance", {}).get("data", data) != data:
+            raise UserError(f"{path} comes from other data than {config.data_path} holds now; choose another --name or remove {folder}")
+
+
+def rows_to_score(config: RunConfig) -> list[Row]:
+    """The test rows, at least 2."""
+    rows = dataset.rows(config, "test")
+    if len(rows) < 2:
+        raise UserError(f"there is only {len(rows)} test row; scores with intervals take at least 2: raise --limit-test or --test-per-source")
+    return rows
+
+
+def rescore(config: RunConfig) -> dict[str, Any]:
+    """eval.json with everything that follows from predictions.jsonl computed anew, and all else kept."""
+    folder, manifest = config.run_dir, dataset.manifest_of(config)
+    result, predictions = folder / "eval.json", folder / "predictions.jsonl"
+    if manifest is None:
+        raise UserError(f"{config.data_path} is not there, and predictions are scored against their data; build it with scripts/data.py")
+    if not result.exists():
+        raise UserError(f"{folder} is not evaluated yet; run: python scripts/eval.py --method {config.method} --seed {config.seed}")
+    runs.open_run(config)
+    check_data(folder, config, dataset.manifest_hash(config))
+    record, rows = read_json(result), load(predictions, rows_to_score(config))
+    found = sha256(predictions)
+    if record.get("predictions_sha256", found) != found:
+        say(f"{predictions} is not the file that was scored before: SHA-256 {record['predictions_sha256'][:12]} then, {found[:12]} now")
+    record |= summary(rows, manifest) | {"predictions_sha256": found}
+    record["generation"] = record.get("generation", {}) | reply_counts(rows)
+    write_json(result, record)
+    say(f"{folder} is scored anew from {len(rows)} predictions")
+    return dict(record)
