@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kit import dataset, gates, runs
+from kit import card, dataset, gates, runs
 from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.errors import UserError
@@ -46,6 +46,7 @@ def train(config: RunConfig) -> Record:
     except BaseException as error:
         _record_failure(config, folder, error)
         raise
+    card.write(config, record)
     write_json(result, record)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return record
