@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,8 +133,9 @@ def _results(config: RunConfig, scored: Record | None) -> list[str]:
     comparable = base is not None and base["provenance"]["data"] == scored["provenance"]["data"]
     lines = ["| | base model | tuned |", "| --- | ---: | ---: |"]
     for name in ON_THE_HUB:
-        before = interval(base["all"][name]) if base and comparable else "—"
-        lines.append(f"| {METRICS[name].title} | {before} | {interval(scored['all'][name])} |")
+        pair = (base["all"][name] if base and comparable else None, scored["all"][name])
+        before, after = (interval(score if score and score["value"] is not None else None) for score in pair)
+        lines.append(f"| {METRICS[name].title} | {before} | {after} |")
     said = ["## Results", f"On {scored['all']['bleu4']['n']:,} held-out rows, with 95% bootstrap intervals; BLEU-4 and ROUGE-L from 0 to 100, perplexity the "
             "lower the better.", "\n".join(lines)]  # fmt: skip
     lost = (scored.get("forgetting") or {}).get("perplexity")
@@ -141,29 +143,38 @@ def _results(config: RunConfig, scored: Record | None) -> list[str]:
 
 
 def _loading(config: RunConfig, *, whole: bool) -> list[str]:
-    """Snippets that load the model as it was trained and evaluated; FOLDER is the one with this card."""
-    base = config.model if on_hub(config.model) else "kit/assets/" + BUILTIN[config.model].name if config.model in BUILTIN else shown(config.model)
+    """Snippets that load the model as it was evaluated."""
+    base = "kit/assets/" + BUILTIN[config.model].name if config.model in BUILTIN else shown(config.model)
     revision = f", revision={config.revision!r}" if config.revision else ""
     four_bit = config.technique.four_bit and not whole
-    quantised = ', quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)' if four_bit else ""
-    names = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if four_bit else "")
-    loaded = 'AutoModelForCausalLM.from_pretrained(FOLDER, dtype="auto", device_map="auto")' if whole else (
-        f'AutoModelForCausalLM.from_pretrained({base!r}{revision}, dtype="auto", device_map="auto"{quantised})')  # fmt: skip
+    nf4 = ['nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)'] if four_bit else []
+    what = "FOLDER" if whole else f"{base!r}{revision}{', quantization_config=nf4' if four_bit else ''}"
     chat = 'tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True, return_tensors="pt")'
-    # An exported tokenizer carries a template for the format that the model was tuned on; an adapter's has its base's.
-    templated = config.format == "chat" or (whole and not config.technique.full)
-    asked = chat if templated else 'tokenizer(f"### Instruction:\\n{question}\\n\\n### Response:\\n", return_tensors="pt")'
+    # An exported tokenizer has a template of the format that the model was tuned on, another run's has its base's.
+    asked = chat if config.format == "chat" else 'tokenizer(f"### Instruction:\\n{question}\\n\\n### Response:\\n", return_tensors="pt")'
     plain = [
-        *([] if whole else ["from peft import PeftModel"]), f"from transformers import {names}", "", f"model = {loaded}",
+        *([] if whole else ["from peft import PeftModel"]),
+        f"from transformers import AutoModelForCausalLM, AutoTokenizer{', BitsAndBytesConfig' if four_bit else ''}", "", *nf4,
+        f'model = AutoModelForCausalLM.from_pretrained({what}, dtype="auto", device_map="auto")',
         *([] if whole else ["model = PeftModel.from_pretrained(model, FOLDER)"]), "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
         'question = "Why is the sky blue?"', f"inputs = {asked}.to(model.device)",
         f"out = model.generate(**inputs, max_new_tokens={config.max_new_tokens}, do_sample=False)",
         'print(tokenizer.decode(out[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
     ]  # fmt: skip
-    fast = ["from unsloth import FastModel", "",
-            f"model, tokenizer = FastModel.from_pretrained(FOLDER, max_seq_length={config.max_length + config.max_new_tokens}, load_in_4bit={four_bit})"]  # fmt: skip
-    return ["## How to load", "`FOLDER` is the folder of this card, or its name on the hub.", "```python\n" + "\n".join(plain) + "\n```",
-            "Or with Unsloth:", "```python\n" + "\n".join(fast) + "\n```"]  # fmt: skip
+    length = config.max_length + config.max_new_tokens
+    fast = ["from unsloth import FastModel", "", f"model, tokenizer = FastModel.from_pretrained(FOLDER, max_seq_length={length}, load_in_4bit={four_bit})"]
+    said = "`FOLDER` is the folder of this card, or its name on the hub."
+    return ["## How to load", said, fenced(plain), "Or with Unsloth:", fenced(fast)]
+
+
+def fenced(lines: Sequence[str]) -> str:
+    return "\n".join(["```python", *lines, "```"])
+
+
+def cells(rows: Mapping[str, Any]) -> str:
+    """A two-column table; a bar in a value is no border."""
+    lines = (f"| {k} | {code(str(v)).replace('|', chr(92) + '|')} |" for k, v in rows.items())
+    return "\n".join(["| setting | value |", "| --- | --- |", *lines])
 
 
 def _training(config: RunConfig, trained: Record, manifest: Record) -> list[str]:
@@ -183,8 +194,8 @@ def _training(config: RunConfig, trained: Record, manifest: Record) -> list[str]
     }  # fmt: skip
     versions = ", ".join(f"{name} {version}" for name, version in trained["provenance"]["versions"].items() if version)
     limit = f" The first {config.limit_train:,} rows were used." if config.limit_train else ""
-    return ["## Training", f"Supervised fine-tuning; the loss is on the assistant's replies and their terminators alone.{limit}", "\n".join(rows),
-            "\n".join(["| setting | value |", "| --- | --- |", *(f"| {k} | {code(str(v)).replace('|', chr(92) + '|')} |" for k, v in settings.items())]), f"Versions: {versions}."]  # fmt: skip
+    about = f"Supervised fine-tuning; the loss is on the assistant's replies and their terminators alone.{limit}"
+    return ["## Training", about, "\n".join(rows), cells(settings), f"Versions: {versions}."]
 
 
 def _origin(name: str, source: Record) -> str:

@@ -67,11 +67,11 @@ def _reply(config: RunConfig, model: Any, renderer: Renderer, messages: list[dic
             print(printable(text), end="\n" if stream_end else "", flush=True)
 
     prompt = renderer.exams([{"messages": [*messages, {"role": "assistant", "content": ""}]}])[0].prompt_ids
-    ids = torch.tensor([prompt], device=model.device)
-    pad = renderer.tokenizer.pad_token_id
+    ids, tokenizer = torch.tensor([prompt], device=model.device), renderer.tokenizer
+    settings = {"do_sample": False, "max_new_tokens": config.max_new_tokens, "eos_token_id": renderer.stop_ids, "pad_token_id": tokenizer.pad_token_id}
     try:
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=config.max_new_tokens, eos_token_id=renderer.stop_ids,
-                       pad_token_id=pad, streamer=Printer(renderer.tokenizer, skip_prompt=True, skip_special_tokens=True))  # fmt: skip
+        streamer = Printer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), streamer=streamer, **settings)
     except KeyboardInterrupt:
         print(" (stopped)")
     return "".join(said).strip()

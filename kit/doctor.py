@@ -6,9 +6,9 @@ import importlib.metadata
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kit import runs
 from kit.config import RunConfig
@@ -32,22 +32,23 @@ class Check(NamedTuple):
 
 def checks(config: RunConfig) -> list[Check]:
     """Every check for a configuration; one that breaks is a failed check and not the end of the others."""
-    found = [c for check in (machine, packages, libraries, four_bit, hub) for c in _guarded(check, config)]
+    found = [*_guarded("machine", machine()), *_guarded("packages", packages()), *_guarded("libraries", libraries())]
+    found += [*_guarded("4-bit", four_bit()), *_guarded("hub", hub(config))]
     if any(c.name == "model" and c.ok is False for c in found):  # what follows reads the model's configuration
         return found
-    return found + [c for check in (computing, fits) for c in _guarded(check, config)]
+    return [*found, *_guarded("precision", computing(config)), *_guarded("memory", fits(config))]
 
 
-def _guarded(check: Callable[[RunConfig], Iterator[Check]], config: RunConfig) -> Iterator[Check]:
+def _guarded(name: str, found: Iterator[Check]) -> Iterator[Check]:
     try:
-        yield from check(config)
+        yield from found
     except UserError as error:
-        yield Check(check.__name__, False, error.problems[0], "; ".join(error.problems))
+        yield Check(name, False, error.problems[0], "; ".join(error.problems))
     except Exception as error:
-        yield Check(check.__name__, False, f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}", "run: make setup")
+        yield Check(name, False, f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}", "run: make setup")
 
 
-def machine(config: RunConfig) -> Iterator[Check]:
+def machine() -> Iterator[Check]:
     gpu, reason = cuda_gpu()
     info = runs.machine()
     yield Check("system", None, f"{platform.system()} {platform.machine()}, {info['cpu'] or 'unknown processor'}, {os.cpu_count()} cores")
@@ -58,7 +59,7 @@ def machine(config: RunConfig) -> Iterator[Check]:
     return None
 
 
-def packages(config: RunConfig) -> Iterator[Check]:
+def packages() -> Iterator[Check]:
     """The installed versions against requirements.lock; local builds (+cu128) count as their version."""
     if not LOCK.exists():
         return (yield Check("packages", None, "no requirements.lock beside the kit: versions are not compared"))
@@ -82,7 +83,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def libraries(config: RunConfig) -> Iterator[Check]:
+def libraries() -> Iterator[Check]:
     """Unsloth imports, and torch sees the GPU that the driver shows."""
     import_unsloth()
     import torch
@@ -90,16 +91,17 @@ def libraries(config: RunConfig) -> Iterator[Check]:
     gpu, _ = cuda_gpu()
     sees = torch.cuda.is_available()
     detail = f"unsloth {_version('unsloth')}, torch {torch.__version__} ({'CUDA ' + str(torch.version.cuda) if sees else 'no CUDA'})"
-    yield Check("libraries", gpu is None or sees, detail, "the driver shows a GPU that torch cannot use: it may be older than this torch's CUDA; update the driver")
+    yield Check("libraries", gpu is None or sees, detail, "torch cannot use the driver's GPU: update the driver")
 
 
-def four_bit(config: RunConfig) -> Iterator[Check]:
+def four_bit() -> Iterator[Check]:
     """bitsandbytes really stores a layer in NF4 and multiplies with it on the device."""
-    import bitsandbytes
     import torch
+    from bitsandbytes.nn.modules import Linear4bit
 
     device = "cuda" if cuda_gpu()[0] else "cpu"
-    layer = bitsandbytes.nn.Linear4bit(128, 128, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+    untyped: Any = Linear4bit
+    layer = untyped(128, 128, bias=False, quant_type="nf4", compute_dtype=torch.float32)
     plain = layer.weight.detach().clone()
     ones = torch.ones(1, 128, device=device)
     off = float((layer.to(device)(ones) - ones @ plain.to(device).T).abs().mean() / plain.sum(1).abs().mean())
@@ -144,7 +146,8 @@ def hub(config: RunConfig) -> Iterator[Check]:
         except Unreachable:
             constants.HF_HUB_OFFLINE = True  # what follows need not wait for it again
             cached = Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}").is_dir()
-            yield Check(kind, cached, f"the hub cannot be reached and {name} is {'' if cached else 'not '}in the local cache", "check the network, or use --recipe tiny")
+            detail = f"the hub cannot be reached and {name} is {'' if cached else 'not '}in the local cache"
+            yield Check(kind, cached, detail, "check the network, or use --recipe tiny")
         except UserError as error:
             yield Check(kind, False, error.problems[0], error.problems[0])
     return None
