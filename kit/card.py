@@ -146,7 +146,8 @@ def _loading(config: RunConfig, *, whole: bool) -> list[str]:
     """Snippets that load the model as it was evaluated."""
     base = "kit/assets/" + BUILTIN[config.model].name if config.model in BUILTIN else shown(config.model)
     revision = f", revision={config.revision!r}" if config.revision else ""
-    four_bit = config.technique.four_bit and not whole
+    # The built-in models are for CPUs, where bitsandbytes has no 16-bit product with layers as narrow as theirs.
+    four_bit = config.technique.four_bit and not whole and config.model not in BUILTIN
     nf4 = ['nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)'] if four_bit else []
     what = "FOLDER" if whole else f"{base!r}{revision}{', quantization_config=nf4' if four_bit else ''}"
     chat = 'tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True, return_tensors="pt")'
@@ -164,6 +165,8 @@ def _loading(config: RunConfig, *, whole: bool) -> list[str]:
     length = config.max_length + config.max_new_tokens
     fast = ["from unsloth import FastModel", "", f"model, tokenizer = FastModel.from_pretrained(FOLDER, max_seq_length={length}, load_in_4bit={four_bit})"]
     said = "`FOLDER` is the folder of this card, or its name on the hub."
+    if four_bit:
+        said += " Without a GPU leave `quantization_config` out: the adapter then works on the 16-bit base, near what it was trained on."
     return ["## How to load", said, fenced(plain), "Or with Unsloth:", fenced(fast)]
 
 
