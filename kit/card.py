@@ -66,9 +66,11 @@ def text(config: RunConfig, trained: Record, scored: Record | None = None, *, me
     manifest = dataset.manifest_of(config) or {"sources": {}}
     whole = bool(merged) or config.technique.full
     kind = "fine-tuned" if config.technique.full else "adapter merged into" if merged else "adapter for"
+    name = shown(config.model) if config.model in BUILTIN else code(shown(config.model))
     body = [
-        f"# {config.technique.title} {kind} {shown(config.model) if config.model in BUILTIN else code(shown(config.model))}", config.technique.about, merged,
-        *_results(config, scored), *_loading(config, whole=whole), *_training(config, trained, manifest), *_limits(config, trained, scored, manifest),
+        f"# {config.technique.title} {kind} {name}", config.technique.about, f"{merged} The scores below are the run's, from before that." if merged else "",
+        *_results(config, scored), *_loading(config, whole=whole, exported=bool(merged)),
+        *_training(config, trained, manifest), *_limits(config, trained, scored, manifest),
     ]  # fmt: skip
     return f"---\n{metadata(config, scored, manifest, whole=whole).to_yaml()}\n---\n\n" + "\n\n".join(part for part in body if part) + "\n"
 
@@ -142,7 +144,7 @@ def _results(config: RunConfig, scored: Record | None) -> list[str]:
     return said + ([f"On general text that it was not tuned on its perplexity is {interval(lost)}."] if lost else [])
 
 
-def _loading(config: RunConfig, *, whole: bool) -> list[str]:
+def _loading(config: RunConfig, *, whole: bool, exported: bool) -> list[str]:
     """Snippets that load the model as it was evaluated."""
     base = "kit/assets/" + BUILTIN[config.model].name if config.model in BUILTIN else shown(config.model)
     revision = f", revision={config.revision!r}" if config.revision else ""
@@ -150,15 +152,17 @@ def _loading(config: RunConfig, *, whole: bool) -> list[str]:
     four_bit = config.technique.four_bit and not whole and config.model not in BUILTIN
     nf4 = ['nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)'] if four_bit else []
     what = "FOLDER" if whole else f"{base!r}{revision}{', quantization_config=nf4' if four_bit else ''}"
-    chat = 'tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True, return_tensors="pt")'
+    chat = 'tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")'
     # An exported tokenizer has a template of the format that the model was tuned on, another run's has its base's.
-    asked = chat if config.format == "chat" else 'tokenizer(f"### Instruction:\\n{question}\\n\\n### Response:\\n", return_tensors="pt")'
+    templated = config.format == "chat" or exported
+    asked = chat if templated else 'tokenizer(f"### Instruction:\\n{question}\\n\\n### Response:\\n", return_tensors="pt")'
     plain = [
         *([] if whole else ["from peft import PeftModel"]),
         f"from transformers import AutoModelForCausalLM, AutoTokenizer{', BitsAndBytesConfig' if four_bit else ''}", "", *nf4,
         f'model = AutoModelForCausalLM.from_pretrained({what}, dtype="auto", device_map="auto")',
         *([] if whole else ["model = PeftModel.from_pretrained(model, FOLDER)"]), "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
-        'question = "Why is the sky blue?"', f"inputs = {asked}.to(model.device)",
+        *(['messages = [{"role": "user", "content": "Why is the sky blue?"}]'] if templated else ['question = "Why is the sky blue?"']),
+        f"inputs = {asked}.to(model.device)",
         f"out = model.generate(**inputs, max_new_tokens={config.max_new_tokens}, do_sample=False)",
         'print(tokenizer.decode(out[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
     ]  # fmt: skip
