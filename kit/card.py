@@ -61,6 +61,12 @@ def write(config: RunConfig, trained: Record, scored: Record | None = None) -> N
     write_text(saved_folder(config) / "README.md", text(config, trained, scored))
 
 
+def refresh(config: RunConfig) -> None:
+    """Rewrites the card from the run's own files, once it is evaluated; the base model has none."""
+    if config.method != BASE:
+        write(config, read_json(config.run_dir / "train.json"), read_json(config.run_dir / "eval.json"))
+
+
 def text(config: RunConfig, trained: Record, scored: Record | None = None, *, merged: str = "") -> str:
     """The card. `merged`: what an export found when it held the merged model against the run (then the card is that model's)."""
     manifest = dataset.manifest_of(config) or {"sources": {}}

@@ -46,8 +46,8 @@ def train(config: RunConfig) -> Record:
     except BaseException as error:
         _record_failure(config, folder, error)
         raise
-    card.write(config, record)
     write_json(result, record)
+    card.write(config, record)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return record
 

@@ -51,7 +51,7 @@ def test_the_kits_card_replaces_pefts(run: RunConfig) -> None:
 
     path = run.run_dir / "adapter" / "README.md"
     assert "More Information Needed" not in path.read_text()
-    card.write(run, read_json(run.run_dir / "train.json"), read_json(run.run_dir / "eval.json"))
+    card.refresh(run)
     results = {r.metric_type: r.metric_value for r in ModelCard.load(path).data.eval_results if r.dataset_type == "mixture"}
     scores = read_json(run.run_dir / "eval.json")["all"]
     assert results == pytest.approx(
