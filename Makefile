@@ -34,7 +34,7 @@ RUN = $(PYTHON) scripts
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help setup data base train eval report all compare sweep rate bench test lint assets lock clean
+.PHONY: help setup data base train eval report all compare sweep rate chat export doctor bench test lint assets lock clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "; print "Targets:"} /^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -96,6 +96,15 @@ sweep: data ## the same small learning-rate budget for every one of METHODS, jud
 
 rate: $(READY) ## score the replies by hand, blind, from 0 to 5 (RATER=your-name)
 	@$(RUN)/rate.py $(FLAGS) $(if $(RATER),--rater $(RATER))
+
+chat: $(READY) ## talk to the tuned model of METHOD in the terminal
+	@$(RUN)/chat.py --method $(METHOD) $(FLAGS)
+
+export: $(READY) ## write METHOD's model, merged in 16 bits, to the folder OUT
+	@$(RUN)/export.py --method $(METHOD) $(FLAGS) --out '$(OUT)'
+
+doctor: $(READY) ## what this machine has, and what to do where something is wrong
+	@$(RUN)/doctor.py --method $(METHOD) $(FLAGS)
 
 bench: $(READY) ## time both sides of every claim of speed, interleaved (a minute to several each)
 	@set -e; for b in startup metrics generate dora; do $(RUN)/bench.py $$b $(FLAGS); done

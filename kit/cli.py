@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from kit.config import BASE, Field, RunConfig, fields, recipes, resolve
@@ -101,6 +103,28 @@ def each_seed(flags: dict[str, Any], argv: list[str]) -> None:
         if process.returncode:
             sys.exit(process.returncode)
     sys.exit(0)
+
+
+def run_flags(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that a run's path stands for: runs/NAME/METHOD-sSEED, and its own config.json when it has one."""
+    from kit.runs import load_config
+
+    if not (path / "config.json").exists():
+        if path.name != BASE:
+            raise UserError(f"{path} is no trained run: it has no config.json; train one with scripts/train.py")
+        return {"method": BASE, "name": path.parent.name, "runs_dir": str(path.parent.parent)} | dict(flags)
+    stored = load_config(path, {})
+    identity = {k: v for k, v in dataclasses.asdict(stored).items() if k in stored.identity()}
+    return identity | {"runs_dir": str(path.parent.parent)} | dict(flags)
+
+
+def trained_run(flags: dict[str, Any]) -> RunConfig:
+    """The configuration that a run was made with: of the folder under "run", else of the one that --name, --method and --seed mean."""
+    path = flags.pop("run", None)
+    flags = run_flags(Path(path) if path else resolve(flags).run_dir, flags)
+    config = resolve(flags)
+    announce(config, flags)
+    return config
 
 
 def announce(config: RunConfig, flags: Mapping[str, Any]) -> None:

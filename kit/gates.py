@@ -138,12 +138,13 @@ def reloaded(model: Any, folder: Path, pad: int, precision: str) -> dict[str, Ga
     together = probe(model, rows, pad)
     single = [probe(model, [row], pad)[0] for row in rows]
     return {
-        "reloaded": _close(together, stored["log_probs"], precision, "saved and reloaded"),
-        "batched": _close(single, together, precision, "1 row and 4 rows"),
+        "reloaded": close(together, stored["log_probs"], precision, "saved and reloaded"),
+        "batched": close(single, together, precision, "1 row and 4 rows"),
     }
 
 
-def _close(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], precision: str, what: str) -> Gate:
+def close(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], precision: str, what: str) -> Gate:
+    """Whether two ways of computing the same log-probabilities agree within the precision's bound."""
     differences = [abs(x - y) for left, right in zip(a, b, strict=True) for x, y in zip(left, right, strict=True)]
     mean, bound = sum(differences) / len(differences), BOUNDS[precision]
     return Gate(mean <= bound, f"{what} differ by {mean:.1e} nats a token on average, {max(differences):.1e} at most (bound {bound:g} in {precision})")

@@ -14,6 +14,9 @@ from kit.device import Choice, choose_precision, cuda_gpu
 from kit.errors import UserError, unknown
 from kit.hub import hub_errors, loadable
 
+# On some processors bitsandbytes looks for a faster 4-bit kernel on the hub and warns that it has none.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 
 def precision(config: RunConfig, *, training: bool) -> Choice:
     """The computing precision and the reason for it."""
@@ -139,14 +142,18 @@ def import_unsloth() -> Any:
     """Unsloth, imported before transformers, trl and peft as it demands; its caches stay out of the working folder."""
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "unsloth_compiled"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # On some processors bitsandbytes looks for a faster 4-bit kernel on the hub and warns that it has none.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import unsloth
+
+    quiet()
+    return unsloth
+
+
+def quiet() -> None:
+    """Keeps the libraries' own progress bars out of logs."""
     from transformers.utils import logging as transformers_logging
 
     if not console.is_terminal:
         transformers_logging.disable_progress_bar()
-    return unsloth
 
 
 def free_memory() -> None:

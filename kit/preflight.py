@@ -60,7 +60,7 @@ def check(config: RunConfig) -> float | None:
     if not config.preflight:
         return None
     need = count(config, model)
-    room, free = total_memory(), shutil.disk_usage(_existing(config.run_dir)).free
+    room, free = total_memory(), shutil.disk_usage(existing(config.run_dir)).free
     gpu, _ = cuda_gpu()
     where = gpu.name if gpu else "this machine"
     split = {"weights": need.weights, "trained state": need.trained, "activations about": need.activations}
@@ -78,7 +78,8 @@ def check(config: RunConfig) -> float | None:
     return need.peak / GIB
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
     return next(p for p in (path, *path.absolute().parents) if p.exists())
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kit import dataset, gates, runs
+from kit import card, dataset, gates, runs
 from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.errors import UserError
@@ -47,6 +47,7 @@ def train(config: RunConfig) -> Record:
         _record_failure(config, folder, error)
         raise
     write_json(result, record)
+    card.write(config, record)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return record
 

@@ -6,24 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from kit.cli import announce, each_seed, parser, run
-from kit.config import BASE, RunConfig, resolve
-from kit.errors import UserError
-
-
-def run_flags(path: Path, flags: dict[str, object]) -> dict[str, object]:
-    """The flags that a run's path stands for: runs/NAME/METHOD-sSEED, and its own config.json when it has one."""
-    import dataclasses
-
-    from kit.runs import load_config
-
-    if not (path / "config.json").exists():
-        if path.name != BASE:
-            raise UserError(f"{path} is no trained run: it has no config.json; train one with scripts/train.py")
-        return {"method": BASE, "name": path.parent.name, "runs_dir": str(path.parent.parent)} | flags
-    stored = load_config(path, {})
-    identity = {k: v for k, v in dataclasses.asdict(stored).items() if k in stored.identity()}
-    return identity | {"runs_dir": str(path.parent.parent)} | flags
+from kit.cli import announce, each_seed, parser, run, run_flags
+from kit.config import RunConfig, resolve
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from kit.sources import SOURCES
 
 def test_the_sample_data_is_what_the_script_makes(tmp_path: Path) -> None:
     make.write_data(tmp_path)
-    names = sorted(s.sample for s in SOURCES.values())
+    names = sorted({s.sample for s in SOURCES.values()})
     assert sorted(p.name for p in tmp_path.iterdir()) == names
     for name in names:
         assert (tmp_path / name).read_bytes() == (make.HERE / "data" / name).read_bytes()

@@ -13,7 +13,7 @@ from kit.cli import configure
 HEAVY = ("torch", "transformers", "unsloth", "trl", "peft", "datasets", "matplotlib", "numpy")
 
 
-@pytest.mark.parametrize("name", ["data", "train", "eval", "report", "sweep", "rate", "bench"])
+@pytest.mark.parametrize("name", ["data", "train", "eval", "report", "sweep", "rate", "bench", "chat", "export", "doctor"])
 def test_help_lists_the_flags(name: str) -> None:
     done = script(name, "--help")
     assert done.returncode == 0
