@@ -90,6 +90,7 @@ class RunConfig:
     # Evaluation
     max_new_tokens: Annotated[int, "longest generated reply in tokens"] = 256
     eval_tokens: Annotated[int, "tokens of prompts and longest replies held at once while generating; the same batches for all compared runs"] = 65_536
+    engine: Annotated[str, "what generates: kit, or vllm where it is installed (VLLM_PYTHON: its Python); adapters are merged for it"] = "kit"
     forgetting_text: Annotated[str, "general text to measure forgetting on: builtin, wikitext, a .txt or .jsonl file, or none"] = "builtin"
 
     @property
@@ -244,7 +245,14 @@ def check(config: RunConfig) -> None:
     problems += [f"--valid-per-source must not be negative, got {config.valid_per_source}"] if config.valid_per_source < 0 else []
     shares = ("dropout", "warmup_ratio")
     problems += [f"{flag[f]} must be from 0 to below 1, got {v}" for f in shares if not 0 <= (v := getattr(config, f)) < 1]
-    choices = {"format": FORMATS, "schedule": SCHEDULES, "precision": PRECISIONS, "report_to": TRACKERS, "dora_kernel": ("kit", "peft")}
+    choices = {
+        "format": FORMATS,
+        "schedule": SCHEDULES,
+        "precision": PRECISIONS,
+        "report_to": TRACKERS,
+        "dora_kernel": ("kit", "peft"),
+        "engine": ("kit", "vllm"),
+    }
     problems += [unknown(f, getattr(config, f), known) for f, known in choices.items() if getattr(config, f) not in known]
     if config.max_length < 32:
         problems.append(f"--max-length must be at least 32 to hold a prompt and a reply, got {config.max_length}")

@@ -6,16 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kit import dataset, forgetting, gates, runs, scoring
+from kit import dataset, external, forgetting, gates, runs, scoring
 from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.errors import UserError
 from kit.files import read_json, sha256, write_json
-from kit.generation import generate, likelihoods, longest_first, take
+from kit.generation import Reply, generate, likelihoods, longest_first, take
 from kit.model import free_memory, load_trained, prepare_data
 from kit.progress import Bar
 from kit.prompts import FIXED_PROMPTS, Exam, Renderer, plain_prompt
 from kit.resources import Phases, clock, is_memory_error
+
+Drafted = dict[str, Reply] | None
 
 
 def evaluate(config: RunConfig) -> dict[str, Any]:
@@ -37,13 +39,16 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
     if record is not None and text is None:
         return record
     kept = _kept(folder / "predictions.jsonl", rows) if record is None else []
-    phases = Phases()
+    phases, drafted = Phases(), None
+    if config.engine == "vllm" and record is None:
+        with phases("engine"):
+            drafted = external.replies(config, rows)
     with phases("load"):
         model, tokenizer, chosen = load_trained(config)
         renderer = Renderer(tokenizer, config.format, config.max_length)
         chunks = forgetting.chunks(renderer, text) if text else []
     if record is None:
-        record = _answered(config, model, renderer, rows, kept, phases, chosen.name) | {
+        record = _answered(config, model, renderer, rows, kept, phases, chosen.name, drafted) | {
             "forgetting": None, "forgetting_reason": reason, "precision": chosen._asdict(), "provenance": runs.provenance(config, data),
         }  # fmt: skip
         write_json(result, record)
@@ -58,7 +63,7 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
 
 
 def _answered(config: RunConfig, model: Any, renderer: Renderer, rows: list[dict[str, Any]], kept: list[dict[str, Any]], phases: Phases,
-              precision: str) -> dict[str, Any]:  # fmt: skip
+              precision: str, drafted: Drafted) -> dict[str, Any]:  # fmt: skip
     """Writes predictions.jsonl and samples.json; returns the scores, and what the replies cost."""
     predictions, done = config.run_dir / "predictions.jsonl", {r["id"]: r for r in kept}
     if done:
@@ -66,7 +71,7 @@ def _answered(config: RunConfig, model: Any, renderer: Renderer, rows: list[dict
     with phases("gates"):
         checks = gates.reloaded(model, config.run_dir, renderer.tokenizer.pad_token_id, precision)
     with phases("generation"):
-        _answer(config, model, renderer, rows, renderer.exams(rows), done, predictions)
+        _answer(config, model, renderer, rows, renderer.exams(rows), done, predictions, drafted)
     with phases("samples"):
         write_json(config.run_dir / "samples.json", {"schema": runs.SCHEMA, "samples": samples(config, model, renderer)})
     ordered = [done[row["id"]] for row in rows]
@@ -88,7 +93,7 @@ def _kept(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _answer(config: RunConfig, model: Any, renderer: Renderer, rows: list[dict[str, Any]], exams: list[Exam],
-            done: dict[str, dict[str, Any]], path: Path) -> None:  # fmt: skip
+            done: dict[str, dict[str, Any]], path: Path, drafted: Drafted) -> None:  # fmt: skip
     """Fills `done` and the predictions file, batch by batch. The batches do not depend on what is done already; out of memory halves those to come."""
     order, tokens, at = longest_first(exams), config.eval_tokens, 0
     with path.open("a", encoding="utf-8", newline="\n") as file, Bar("generating", len(rows)) as bar:
@@ -97,8 +102,9 @@ def _answer(config: RunConfig, model: Any, renderer: Renderer, rows: list[dict[s
             lengths = [len(exams[i].prompt_ids) + config.max_new_tokens for i in order[at:]]
             batch = order[at : at + take(lengths, tokens)]
             if not all(rows[i]["id"] in done for i in batch):
+                asked, those = [rows[i] for i in batch], [exams[i] for i in batch]
                 try:
-                    made = [r | {"batch_tokens": tokens} for r in answers(config, model, renderer, [rows[i] for i in batch], [exams[i] for i in batch])]
+                    made = [r | {"batch_tokens": tokens} for r in answers(config, model, renderer, asked, those, drafted)]
                 except Exception as error:
                     if not is_memory_error(error):
                         raise
@@ -125,10 +131,14 @@ def _halved(rows: int, longest: int) -> int:
     return rows * longest // 2
 
 
-def answers(config: RunConfig, model: Any, renderer: Renderer, rows: list[dict[str, Any]], exams: list[Exam]) -> list[dict[str, Any]]:
-    """One batch's rows of predictions.jsonl: greedy replies, and the likelihood of the references."""
+def answers(config: RunConfig, model: Any, renderer: Renderer, rows: list[dict[str, Any]], exams: list[Exam],
+            drafted: Drafted = None) -> list[dict[str, Any]]:  # fmt: skip
+    """One batch's rows of predictions.jsonl: greedy replies (those of another engine, if it made them), and the likelihood of the references."""
     pad = renderer.tokenizer.pad_token_id
-    replies = generate(model, [e.prompt_ids for e in exams], stop=renderer.stop_ids, pad=pad, max_new_tokens=config.max_new_tokens)
+    if drafted is None:
+        replies = generate(model, [e.prompt_ids for e in exams], stop=renderer.stop_ids, pad=pad, max_new_tokens=config.max_new_tokens)
+    else:
+        replies = [drafted[row["id"]] for row in rows]
     nlls = likelihoods(model, exams, pad)
     return [
         {
@@ -147,8 +157,12 @@ def samples(config: RunConfig, model: Any, renderer: Renderer) -> list[dict[str,
 
 
 def generation_record(rows: list[dict[str, Any]], phases: Phases) -> dict[str, Any]:
-    """How the replies came out, and what generating cost; after an interruption the time covers the last part only."""
+    """How the replies came out, and what generating cost; after an interruption the time covers the last part only.
+
+    Another engine's time counts; its memory is that of another process and is not known.
+    """
+    elsewhere = "engine" in phases.record
     return scoring.reply_counts(rows) | {
-        "batch_tokens": min(r["batch_tokens"] for r in rows), "wall_s": phases.record["generation"]["wall_s"],
-        "peak_memory_gib": phases.peak_gib("generation"),
+        "batch_tokens": min(r["batch_tokens"] for r in rows), "wall_s": sum(phases.wall_s(name) for name in ("engine", "generation")),
+        "peak_memory_gib": None if elsewhere else phases.peak_gib("generation"),
     }  # fmt: skip

@@ -83,7 +83,7 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], *, stop: Sequence[int
             made = model(input_ids=chosen[:, None], attention_mask=mask[:, : cache.longest + step], position_ids=positions,
                          past_key_values=cache, use_cache=True, logits_to_keep=1)  # fmt: skip
             chosen, positions = made.logits[:, -1].argmax(-1), positions + 1
-    return [_reply(reply, set(stop)) for reply in replies]
+    return [until_stop(reply, stop) for reply in replies]
 
 
 def _read(model: Any, prompts: Sequence[Sequence[int]], pad: int, max_new_tokens: int) -> tuple[Any, Any, Any]:
@@ -116,7 +116,8 @@ def position_ids(mask: Any) -> Any:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def _reply(ids: list[int], stop: set[int]) -> Reply:
+def until_stop(ids: list[int], stop: Sequence[int]) -> Reply:
+    """The reply up to its first terminator."""
     end = next((i for i, token in enumerate(ids) if token in stop), None)
     return Reply(ids if end is None else ids[:end], end is not None)
 

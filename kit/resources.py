@@ -112,6 +112,10 @@ class Phases:
             "energy_j": after - before if after is not None and before is not None else None,
         }  # fmt: skip
 
+    def wall_s(self, name: str) -> float:
+        """Seconds of a phase; 0 if there was none."""
+        return float(self.record.get(name, {}).get("wall_s") or 0.0)
+
     def peak_gib(self, name: str) -> float | None:
         """The peak that matters: memory reserved on the GPU, or the process's resident memory on the CPU."""
         phase = self.record[name]

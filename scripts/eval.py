@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kit.cli import announce, each_seed, parser, run, run_flags
 from kit.config import RunConfig, resolve
+from kit.errors import UserError
 
 
 def main() -> None:
