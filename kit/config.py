@@ -27,7 +27,7 @@ TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 PLACES = ("data_dir", "runs_dir", "report_dir", "report_to", "price_per_kwh", "preflight", "auto_batch")
 # A scaled-down recipe takes these from the tiny recipe and keeps its method set-ups; ranks shrink to the narrowest built-in layer.
 SCALED = ("model", "source", "train_per_source", "test_per_source", "valid_per_source", "max_length",
-          "optimizer", "gradient_checkpointing", "save_steps", "max_new_tokens", "eval_batch_size", "precision")  # fmt: skip
+          "optimizer", "gradient_checkpointing", "save_steps", "max_new_tokens", "eval_tokens", "precision")  # fmt: skip
 NARROWEST = 48
 STAND_INS = {"EleutherAI/gpt-neo-1.3B": "builtin-gptneo"}
 
@@ -89,7 +89,7 @@ class RunConfig:
     price_per_kwh: Annotated[float | None, "price of a kilowatt-hour, for the cost of the energy a GPU reports"] = None
     # Evaluation
     max_new_tokens: Annotated[int, "longest generated reply in tokens"] = 256
-    eval_batch_size: Annotated[int, "prompts generated together"] = 32
+    eval_tokens: Annotated[int, "tokens of prompts and longest replies held at once while generating; the same batches for all compared runs"] = 65_536
 
     @property
     def run_name(self) -> str:
@@ -235,7 +235,7 @@ def sibling(config: RunConfig, method: str) -> RunConfig:
 def check(config: RunConfig) -> None:
     """Raises one UserError with every value that cannot work."""
     positive = ("train_per_source", "test_per_source", "max_length", "rank", "alpha", "epochs", "micro_batch", "accumulation",
-                "learning_rate", "save_steps", "max_new_tokens", "eval_batch_size", "limit_train", "limit_test", "max_steps", "update_gap", "projection_scale",
+                "learning_rate", "save_steps", "max_new_tokens", "eval_tokens", "limit_train", "limit_test", "max_steps", "update_gap", "projection_scale",
                 "price_per_kwh")  # fmt: skip
     flag = {f: f"--{f.replace('_', '-')}" for f in fields()}
     problems = [f"{flag[f]} must be greater than 0, got {v}" for f in positive if (v := getattr(config, f)) is not None and v <= 0]

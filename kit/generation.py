@@ -11,6 +11,8 @@ from kit.prompts import Exam
 LOGITS = 2**28
 # Ended rows leave the batch once this share of it is left: copying the cache costs more than a few idle rows.
 LEAVE = 0.75
+# Prompt tokens read at once, padding counted: what stays in a CPU's cache; on a GPU what keeps it busy.
+READ, GPU_READ = 2**11, 2**14
 
 
 class Reply(NamedTuple):
@@ -21,8 +23,28 @@ class Reply(NamedTuple):
 
 
 def longest_first(exams: Sequence[Exam]) -> list[int]:
-    """Indices by falling length of prompt and reference, so that memory runs out at the first batch or never."""
-    return sorted(range(len(exams)), key=lambda i: -(len(exams[i].prompt_ids) + len(exams[i].reference_ids)))
+    """Indices by falling length of the prompt (and reference), so that memory runs out at the first batch or never, and batches have little padding."""
+    return sorted(range(len(exams)), key=lambda i: (-len(exams[i].prompt_ids), -len(exams[i].reference_ids)))
+
+
+def take(lengths: Sequence[int], tokens: int) -> int:
+    """How many of the sequences, from the first on, make a batch of at most so many tokens, padding counted; at least one."""
+    longest, n = 0, 0
+    for length in lengths:
+        longest = max(longest, length)
+        if n and (n + 1) * longest > tokens:
+            break
+        n += 1
+    return n
+
+
+def cut(lengths: Sequence[int], tokens: int) -> Iterator[slice]:
+    """Consecutive batches of at most so many tokens."""
+    start = 0
+    while start < len(lengths):
+        end = start + take(lengths[start:], tokens)
+        yield slice(start, end)
+        start = end
 
 
 def padded(sequences: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Any, Any]:
@@ -38,31 +60,60 @@ def padded(sequences: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[A
 def generate(model: Any, prompts: Sequence[Sequence[int]], *, stop: Sequence[int], pad: int, max_new_tokens: int) -> list[Reply]:
     """Greedy replies to one batch of prompts. Rows leave the batch when they have ended, so that long replies do not wait for short ones."""
     import torch
-    from transformers import DynamicCache
 
-    ids, mask = padded(prompts, pad, model.device)
-    stops = torch.tensor(list(stop), device=ids.device)
-    rows, alive = list(range(len(prompts))), torch.ones(len(prompts), dtype=torch.bool, device=ids.device)
+    stops = torch.tensor(list(stop), device=model.device)
     replies: list[list[int]] = [[] for _ in prompts]
-    cache, positions = DynamicCache(config=model.config.get_text_config()), (mask.cumsum(-1) - 1).clamp(min=0)
+    rows, alive = list(range(len(prompts))), torch.ones(len(prompts), dtype=torch.bool, device=model.device)
     with torch.inference_mode():
-        for step in range(max_new_tokens):
-            made = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            chosen = made.logits[:, -1].argmax(-1)
+        cache, mask, chosen = _read(model, prompts, pad, max_new_tokens)
+        positions = mask[:, : cache.longest].sum(-1, keepdim=True)
+        for step in range(1, max_new_tokens + 1):
             for row, token, live in zip(rows, chosen.tolist(), alive.tolist(), strict=True):
                 if live:
                     replies[row].append(token)
             alive &= ~torch.isin(chosen, stops)
             left = int(alive.sum())
-            if left == 0 or step + 1 == max_new_tokens:
+            if left == 0 or step == max_new_tokens:
                 break
-            ids, mask, positions = chosen[:, None], torch.nn.functional.pad(mask, (0, 1), value=1), positions[:, -1:] + 1
             if left <= LEAVE * len(rows):
                 keep = alive.nonzero().squeeze(-1)
                 cache.batch_select_indices(keep)
-                ids, mask, positions, alive = ids[keep], mask[keep], positions[keep], alive[keep]
+                mask, positions, chosen, alive = mask[keep], positions[keep], chosen[keep], alive[keep]
                 rows = [rows[i] for i in keep.tolist()]
+            made = model(input_ids=chosen[:, None], attention_mask=mask[:, : cache.longest + step], position_ids=positions,
+                         past_key_values=cache, use_cache=True, logits_to_keep=1)  # fmt: skip
+            chosen, positions = made.logits[:, -1].argmax(-1), positions + 1
     return [_reply(reply, set(stop)) for reply in replies]
+
+
+def _read(model: Any, prompts: Sequence[Sequence[int]], pad: int, max_new_tokens: int) -> tuple[Any, Any, Any]:
+    """(cache, attention mask [rows, longest + max_new_tokens], first tokens [rows]) of the prompts, read a few at a time."""
+    import torch
+    from transformers import DynamicCache
+
+    from kit.kvcache import RoomyCache
+
+    lengths = [len(p) for p in prompts]
+    cache = RoomyCache(len(prompts), max(lengths), max_new_tokens)
+    mask = torch.ones(len(prompts), cache.longest + max_new_tokens, dtype=torch.long, device=model.device)
+    chosen = []
+    for part in cut(lengths, read_at_once(model)):
+        ids, seen = padded(prompts[part], pad, model.device)
+        read = DynamicCache()
+        made = model(input_ids=ids, attention_mask=seen, position_ids=position_ids(seen), past_key_values=read, use_cache=True, logits_to_keep=1)
+        chosen.append(made.logits[:, -1].argmax(-1))
+        cache.put(read, part.start)
+        mask[part, : cache.longest] = torch.nn.functional.pad(seen, (cache.longest - seen.shape[1], 0))
+    return cache, mask, torch.cat(chosen)
+
+
+def read_at_once(model: Any) -> int:
+    return GPU_READ if model.device.type == "cuda" else READ
+
+
+def position_ids(mask: Any) -> Any:
+    """Position ids of left-padded rows."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def _reply(ids: list[int], stop: set[int]) -> Reply:
@@ -77,16 +128,17 @@ def likelihoods(model: Any, exams: Sequence[Exam], pad: int) -> list[float]:
 
 def token_log_probs(model: Any, exams: Sequence[Exam], pad: int) -> list[list[float]]:
     """The log-probability in nats of each token of each reference reply, computed in float32 from the logits."""
-    out: list[list[float]] = []
-    vocabulary = model.config.get_text_config().vocab_size
+    out: list[list[float]] = [[] for _ in exams]
+    order = sorted(range(len(exams)), key=lambda i: -len(exams[i].prompt_ids) - len(exams[i].reference_ids))
+    whole = [len(exams[i].prompt_ids) + len(exams[i].reference_ids) for i in order]
+    scored = [len(exams[i].reference_ids) + 1 for i in order]
+    logits = LOGITS // model.config.get_text_config().vocab_size
     start = 0
-    while start < len(exams):
-        # As many rows as keep the logits [rows, longest reply + 1, vocabulary] within LOGITS numbers; at least one.
-        end = start + 1
-        while end < len(exams) and (end + 1 - start) * (1 + max(len(e.reference_ids) for e in exams[start : end + 1])) * vocabulary <= LOGITS:
-            end += 1
-        out += _log_probs(model, exams[start:end], pad)
-        start = end
+    while start < len(order):
+        rows = order[start : start + min(take(whole[start:], read_at_once(model)), take(scored[start:], logits))]
+        for i, found in zip(rows, _log_probs(model, [exams[i] for i in rows], pad), strict=True):
+            out[i] = found
+        start += len(rows)
     return out
 
 
@@ -95,17 +147,11 @@ def _log_probs(model: Any, exams: Sequence[Exam], pad: int) -> list[list[float]]
 
     ids, mask = padded([[*e.prompt_ids, *e.reference_ids] for e in exams], pad, model.device)
     longest = max(len(e.reference_ids) for e in exams)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
     out = []
     with torch.inference_mode():
         # Left padding puts every reply at the end: only its logits are computed.
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=longest + 1).logits
+        logits = model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False, logits_to_keep=longest + 1).logits
         for row, exam in enumerate(exams):
             target = torch.tensor(exam.reference_ids, device=logits.device)
             out.append((-torch.nn.functional.cross_entropy(logits[row, -len(target) - 1 : -1].float(), target, reduction="none")).tolist())
     return out
-
-
-def batches(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(order), size):
-        yield order[start : start + size]

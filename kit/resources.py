@@ -20,6 +20,11 @@ def _cuda() -> Any:
     return torch.cuda if torch is not None and torch.cuda.is_available() else None
 
 
+def is_memory_error(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on the GPU or the CPU."""
+    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)
+
+
 def clock() -> float:
     """Seconds, read after the GPU has finished what was asked of it."""
     if cuda := _cuda():

@@ -17,7 +17,7 @@ from kit.model import attach, free_memory, import_unsloth, load_base, prepare_da
 from kit.preflight import check
 from kit.progress import Stopped, TrainingProgress
 from kit.prompts import Example, Renderer
-from kit.resources import Phases, energy
+from kit.resources import Phases, energy, is_memory_error
 from kit.trainer import make_trainer
 
 Record = dict[str, Any]
@@ -96,10 +96,6 @@ def _record_failure(config: RunConfig, folder: Path, error: BaseException) -> No
     accumulation = config.micro_batch * config.accumulation // error.fits
     fits = f"--micro-batch {error.fits} --accumulation {accumulation}"
     raise UserError(f"out of memory while training ({error.phase}); this fits at the same effective batch: {fits}, or let --auto-batch find it") from None
-
-
-def is_memory_error(error: BaseException) -> bool:
-    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)
 
 
 @dataclass

@@ -128,19 +128,21 @@ def generate(config: RunConfig, rounds: int, prompts: int = 128) -> dict[str, An
     def kit(rows: Sequence[int]) -> None:
         generation.generate(model, [exams[i].prompt_ids for i in rows], **options)
 
-    shuffled, ordered = random.Random(0).sample(range(len(exams)), len(exams)), generation.longest_first(exams)
+    shuffled = random.Random(0).sample(range(len(exams)), len(exams))
+    ordered = generation.longest_first(exams)
+    planned = [ordered[part] for part in generation.cut([len(exams[i].prompt_ids) + config.max_new_tokens for i in ordered], config.eval_tokens)]
 
-    def over(order: Sequence[int], size: int, work: Callable[[Sequence[int]], None]) -> Callable[[], None]:
+    def over(plan: Sequence[Sequence[int]], work: Callable[[Sequence[int]], None]) -> Callable[[], None]:
         def all_batches() -> None:
-            for rows in generation.batches(order, size):
+            for rows in plan:
                 work(rows)
 
         return all_batches
 
-    size = config.eval_batch_size
-    variants = {"one by one": over(shuffled, 1, plain), "random batches": over(shuffled, size, plain), "kit": over(ordered, size, kit)}
+    single, random_batches = [[i] for i in shuffled], [shuffled[i : i + 64] for i in range(0, len(shuffled), 64)]
+    variants = {"one by one": over(single, plain), "random batches of 64": over(random_batches, plain), "kit": over(planned, kit)}
     times, peaks = interleave(variants, rounds)
-    return summary("generate", times, peaks, [("one by one", "kit"), ("random batches", "kit")])
+    return summary("generate", times, peaks, [("one by one", "kit"), ("random batches of 64", "kit")])
 
 
 def metrics(_: RunConfig, rounds: int, rows: int = 6000) -> dict[str, Any]:

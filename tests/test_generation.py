@@ -1,0 +1,104 @@
+"""Batched generation against transformers' own, one prompt at a time; batches by tokens; what happens when memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import config
+
+from kit import evaluation, generation
+from kit.config import RunConfig
+from kit.errors import UserError
+from kit.evaluation import evaluate
+from kit.files import read_json, read_jsonl
+from kit.generation import cut, generate, take, token_log_probs
+from kit.model import load_base
+from kit.prompts import Exam, Renderer
+
+Make = Callable[..., RunConfig]
+
+
+def test_batches_hold_at_most_so_many_tokens_padding_counted() -> None:
+    assert take([10, 10, 10], 20) == 2
+    assert take([5, 10, 1], 20) == 2
+    assert take([50, 1], 20) == 1  # a row of its own, where it alone is too much
+    lengths = [9, 7, 7, 3, 8, 1, 1]
+    parts = list(cut(lengths, 16))
+    assert [i for part in parts for i in range(len(lengths))[part]] == list(range(len(lengths)))
+    assert all(len(lengths[part]) * max(lengths[part]) <= 16 for part in parts)
+    assert list(cut([], 16)) == []
+
+
+def plain(model: Any, prompt: list[int], stop: list[int], n: int) -> list[int]:
+    import torch
+
+    ids = torch.tensor([prompt])
+    made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False, eos_token_id=stop, pad_token_id=0)
+    return [token for token in made[0, len(prompt) :].tolist() if token not in stop]
+
+
+@pytest.mark.parametrize(("name", "form", "window"), [("builtin", "chat", 512), ("builtin", "chat", 8), ("builtin-gptneo", "alpaca", None)])
+def test_replies_are_those_of_transformers_one_by_one(name: str, form: str, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of 2 to 90 tokens read in several parts; with a window of 8, most of them are longer than the layers look back."""
+    from transformers import AutoModelForCausalLM
+
+    from kit.hub import load_tokenizer, loadable
+    from kit.model import import_unsloth
+
+    import_unsloth()
+    settings = {} if window is None else {"sliding_window": window}
+    model = AutoModelForCausalLM.from_pretrained(loadable(name), dtype="float32", **settings).eval()
+    renderer = Renderer(load_tokenizer(name), form, 128)
+    text = renderer.contents([{"messages": [{"content": "Explain how rivers shape the land and give three examples of it. " * 4}]}])[0][0]
+    prompts = [text[-n:] for n in (70, 41, 40, 17, 5, 2)]
+    monkeypatch.setattr(generation, "READ", 90)
+    made = generate(model, prompts, stop=renderer.stop_ids, pad=0, max_new_tokens=20)
+    assert [reply.ids for reply in made] == [plain(model, prompt, renderer.stop_ids, 20) for prompt in prompts]
+
+
+def test_likelihoods_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer, _ = load_base(config("--method", "base"))
+    exams = [Exam(list(range(10, 10 + n)), list(range(20, 20 + m)), "whole") for n, m in ((3, 9), (30, 1), (8, 8), (1, 30))]
+    together = token_log_probs(model, exams, tokenizer.pad_token_id)
+    monkeypatch.setattr(generation, "READ", 40)
+    apart = token_log_probs(model, exams, tokenizer.pad_token_id)
+    assert [len(row) for row in together] == [len(e.reference_ids) for e in exams]
+    for a, b in zip(together, apart, strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
+
+
+def test_out_of_memory_halves_the_batches_and_goes_on(tiny: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    whole = tiny("--method", "base", "--limit", "12", "--max-new-tokens", "8", "--name", "whole")
+    evaluate(whole)
+    real, sizes = evaluation.answers, []
+
+    def short_of_memory(*args: Any) -> Any:
+        sizes.append(len(args[-1]))
+        if len(args[-1]) > 3:
+            raise torch.OutOfMemoryError("no room")
+        return real(*args)
+
+    monkeypatch.setattr(evaluation, "answers", short_of_memory)
+    halved = tiny("--method", "base", "--limit", "12", "--max-new-tokens", "8", "--name", "halved")
+    evaluate(halved)
+    assert sizes[:3] == [12, 6, 3]
+    assert "out of memory while generating 12 replies at once: going on with batches of" in capsys.readouterr().out
+    kept = [{r["id"]: (r["prediction"], r["reply_tokens"]) for r in read_jsonl(c.run_dir / "predictions.jsonl")} for c in (whole, halved)]
+    assert len(kept[0]) == 12
+    assert kept[0] == kept[1]
+    budgets = [read_json(c.run_dir / "eval.json")["generation"]["batch_tokens"] for c in (whole, halved)]
+    assert budgets[0] == 65_536
+    assert budgets[1] < budgets[0] / 4
+
+
+def test_a_single_reply_without_room_is_a_clear_error(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(evaluation, "answers", never)
+    with pytest.raises(UserError, match="out of memory while generating a single reply; lower --max-new-tokens"):
+        evaluate(tiny("--method", "base", "--limit", "4"))
