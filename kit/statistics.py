@@ -55,6 +55,9 @@ def intervals(runs: Sequence[Run], sources: Sequence[str], metrics: Mapping[str,
     """A method's scores with 95% intervals: {"all": {metric: {value, low, high, seeds, over, n}}, "per_source": {source: the same}}.
 
     `runs`: one for each seed, over the same test rows. What is not finite is None, and so are the ends where no source has two rows.
+    Simulated, intervals of one run cover 94 to 97% from 50 rows on, be they of skewness 6, often 0, or of very different lengths. No method
+    knows of rare rows that it did not see: of 20 rows of skewness 6 intervals cover 91%, of 8 85%; of 50 with hardly a 4-gram in common,
+    BLEU's cover 91%; and rows that are all equal have an interval without width. Over three seeds they cover up to 98%, over two 99%.
     """
     names, count = np.asarray(sources), Counter(sources)
     tables = [[run[name] for run in runs] for name in metrics]
@@ -92,10 +95,12 @@ def compare(methods: Mapping[str, Sequence[Run]], sources: Sequence[str], metric
 
     - `metric`, `a`, `b`, `n` rows, their numbers of `seeds`, and what the interval and p are `over`;
     - `delta`, a minus b, its 95% interval `low`, `high`, the metric's `margin` and `detectable`, all in `unit`; `detectable` is the
-      smallest difference that is found with 80% power at p < 0.05;
+      smallest difference that is found with 80% power at p < 0.05, as the mean of both directions (for differences of skewness 6, 92% in
+      the one and 70% in the other);
     - `p`, two-sided: the larger of the level at which the interval would reach 0 and of paired approximate randomisation (Riezler and
-      Maxwell 2005), which errs at most one time in twenty for any number of rows if they could have come from either method; and
-      `p_holm`, which decides where an interval leaves out 0 and it is not below 0.05;
+      Maxwell 2005), which for any number of rows errs at most one time in twenty if either method could have given either's (a corpus
+      score's to first order); simulated, at most 5% but for chance, whatever the rows, and 6% for 50 whose differences have mean 0 and skewness 6;
+    - `p_holm`, which decides, also where the interval leaves out 0;
     - `verdict`: `equivalent` if the interval lies within the margin (stricter than two one-sided tests at 5%, which take the 90%
       interval), else `better` or `worse` for a (`different` on a metric without a better side) if p_holm < 0.05, else `cannot tell`;
     - `needed`: the examples that would decide an open verdict; None if it is decided, or if not even MANY times as many would do.
