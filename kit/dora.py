@@ -207,7 +207,7 @@ def _blocks(*tensors: Any) -> Iterable[Any]:
 
 
 def _widened(tensor: Any, scale: Any) -> Any:
-    """On a CPU, arithmetic between dtypes is slower than a cast; a GPU casts as it reads."""
+    """On a CPU, arithmetic between dtypes, and products this thin in 16 bits, are slower than a cast; a GPU casts as it reads."""
     return tensor.to(scale.dtype) if tensor.device.type == "cpu" else tensor
 
 
@@ -217,10 +217,14 @@ def _sums(out: Any) -> Any:
 
 def _product(base: Any, xa: Any, b: Any, scale: Any, factor: Any) -> Any:
     """[..., out]: scale * base + factor * xa B, in the dtype of base."""
+    xa = _widened(xa, scale)
     b = (b * factor[:, None]).to(xa.dtype)
     out = base.new_empty(base.shape)
     for to, rows, low in _blocks(_rows(out), _rows(base), _rows(xa)):
-        torch.addcmul(_widened(linear(low, b), scale), _widened(rows, scale), scale, out=to)
+        if out.device.type == "cpu" and out.dtype != scale.dtype:
+            to.copy_((rows.to(scale.dtype) * scale).addmm_(low, b.T))
+        else:
+            torch.addcmul(linear(low, b), rows, scale, out=to)
     return out
 
 
@@ -249,16 +253,17 @@ class _Product(torch.autograd.Function):
         x, xa, a, b, scale, inverse, factor, out, sums = ctx.saved_tensors
         if ctx.layer is not None:
             out = ctx.layer.checked(out, sums, lambda module: _product(_base_product(module, x), xa, b, scale, factor))
-        a, b, to_base, to_xa = a.to(xa.dtype), b.to(xa.dtype), g.new_empty(g.shape), torch.empty_like(_rows(xa))
+        a, lows, to_base = a.to(xa.dtype), _widened(_rows(xa), scale), g.new_empty(g.shape)
+        b, to_xa = b.to(lows.dtype), torch.empty_like(lows)
         to_b: Any = 0
         to_magnitude: Any = 0
-        for to, rows, kept, low, to_low in _blocks(_rows(to_base), _rows(g), _rows(out), _rows(xa), to_xa):
+        for to, rows, kept, low, to_low in _blocks(_rows(to_base), _rows(g), _rows(out), lows, to_xa):
             scaled = _widened(rows, scale) * scale
             to.copy_(scaled)
-            narrow = to if to.dtype == xa.dtype else scaled.to(xa.dtype)
+            narrow = to if to.dtype == low.dtype else scaled.to(low.dtype)
             torch.mm(narrow, b, out=to_low)
             to_b = to_b + low.T @ narrow
             to_magnitude = to_magnitude + scaled.mul_(_widened(kept, scale)).sum(0)
-        to_xa = to_xa * ctx.scaling
+        to_xa = (to_xa * ctx.scaling).to(xa.dtype)
         to_x = (to_xa @ a).reshape(x.shape) if ctx.needs_input_grad[1] else None
         return to_base, to_x, to_xa.T @ _rows(x).to(to_xa.dtype), to_b.T * ctx.scaling, to_magnitude * inverse, None, None, None, None, None
