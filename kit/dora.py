@@ -6,8 +6,7 @@ rows of W + s B A themselves (expanding the square costs as much and loses its d
 every forward. A row of norm zero, for which PEFT gives NaN, has output zero (plus bias) and no gradient.
 
 Stays PEFT's: parameters, saved files, merging, and layers other than Linear and Linear4bit. A layer returns its base
-layer's dtype, also where PEFT's 4-bit DoRA returns float32 under autocast. With dropout the second product with W is rounded as the
-base layer rounds. Imports PEFT, so Unsloth comes first.
+layer's dtype, also where PEFT's 4-bit DoRA returns float32 under autocast. Imports PEFT, so Unsloth comes first.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 LAYERS = ("Linear", "Linear4bit")
 # Numbers worked on at once in float32: what stays in a CPU's cache; on a GPU 128 MiB.
-BLOCK, GPU_BLOCK = 2**19, 2**25
+BLOCK, GPU_BLOCK = 2**18, 2**25
 _steps = [0]
 _handles = count()
 _variants: WeakValueDictionary[int, KeptNormDora] = WeakValueDictionary()
@@ -50,6 +49,8 @@ def install(model: Any) -> int:
             for adapter, variant in module.lora_variant.items():
                 if type(variant) is DoraLinearVariant:
                     module.lora_variant[adapter] = KeptNormDora(module, adapter)
+            # PEFT would give each layer a wider copy of the input that q, k and v share. An adapter without DoRA needs that copy.
+            module.cast_input_dtype_enabled = not all(isinstance(module.lora_variant.get(a), KeptNormDora) for a in module.lora_A)
     return len({variant.module() for variant in _installed(model)})
 
 
@@ -91,7 +92,7 @@ class KeptNormDora(DoraLinearVariant):  # type: ignore[misc]
         return KeptNormDora, (self.module(), self.adapter)
 
     def forward(self, module: Any, active_adapter: str, x: Any, result: Any, **_: Any) -> Any:
-        """The layer's output, in the base output's dtype. x: [..., in] in the adapter's dtype; result: [..., out] of the base layer."""
+        """The layer's output, in the base output's dtype. x: [..., in] as the layer got it; result: [..., out] of the base layer."""
         weights = self._weights(module)
         _, a, b, magnitude = weights
         if torch.compiler.is_compiling():
@@ -102,14 +103,14 @@ class KeptNormDora(DoraLinearVariant):  # type: ignore[misc]
         dropping = module.training and not isinstance(dropout, torch.nn.Identity)
         if dropping:
             # As PEFT: the base product that is scaled sees the dropped input, the other one does not.
-            x = dropout(x)
+            x = dropout(x.to(a.dtype))
             base = _base_product(module, x).to(scales[0].dtype)
         # A bias is taken off and added in float32: the product is kept apart from it, where no bias can swallow a small one.
         product = base if bias is None else base.to(scales[0].dtype) - bias
         if torch.is_grad_enabled():
             out = _Product.apply(product, x, a, b, magnitude, *scales, module.scaling[active_adapter], layer)
         else:
-            out = torch.addcmul(linear(linear(x, a), b) * scales[2], product, scales[0])
+            out = torch.addcmul(linear(linear(x.to(_computing(x, a)), a), b) * scales[2], product, scales[0])
         out = out if bias is None else out + bias
         return (result - base + out if dropping else out).to(result.dtype)
 
@@ -151,7 +152,7 @@ def _scales(module: Any, scaling: float, a: Any, b: Any, magnitude: Any) -> Any:
     with torch.inference_mode(False), torch.no_grad():
         dtype = torch.promote_types(magnitude.dtype, torch.float32)
         a, b, m = a.to(dtype), b.to(dtype), magnitude.to(dtype)
-        weight = transpose(peft_dora.dequantize_module_weight(module.get_base_layer()), module.fan_in_fan_out)
+        weight = _weight(module)
         norm = torch.cat([torch.linalg.vector_norm(w.to(dtype, copy=True).addmm_(rows, a, alpha=scaling), dim=1) for w, rows in _blocks(weight, b)])
         # The backward pass divides by the scale: a smaller one, or zero, stands as one rounding unit.
         unit = torch.full_like(m, torch.finfo(dtype).eps)
@@ -159,10 +160,37 @@ def _scales(module: Any, scaling: float, a: Any, b: Any, magnitude: Any) -> Any:
         return [torch.where(norm > 0, t, 0.0) for t in (scale, 1 / (scale * (scale * norm)), scaling * scale)]
 
 
+def _computing(x: Any, weight: Any) -> Any:
+    """The dtype in which a product with an adapter's matrix is computed: autocast's or, as PEFT does, the matrix's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
 def _base_product(module: Any, x: Any) -> Any:
-    """The base layer's output for an input in the adapter's dtype."""
+    """The base layer's output for an input that may be wider than what the layer computes in; then, as PEFT's, not rounded to that."""
     base = module.get_base_layer()
-    return base(x.to(base.weight.dtype) if base.weight.is_floating_point() else x)
+    own = getattr(base, "compute_dtype", None) or base.weight.dtype
+    if own.itemsize < x.dtype.itemsize and not torch.is_autocast_enabled(x.device.type):
+        return linear(x, _weight(module).to(x.dtype), base.bias) if torch.compiler.is_compiling() else _Wide.apply(x, module)
+    return base(x.to(own))
+
+
+def _weight(module: Any) -> Any:
+    return transpose(peft_dora.dequantize_module_weight(module.get_base_layer()), module.fan_in_fan_out)
+
+
+class _Wide(torch.autograd.Function):
+    """The base layer's product in the dtype of its input; the backward pass makes the wide weights again rather than keep them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, module: Any) -> Any:
+        ctx.module, bias = module, module.get_base_layer().bias
+        return linear(x, _weight(module).to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, g: Any) -> Any:
+        return g @ _weight(ctx.module).to(g.dtype), None
 
 
 def _rows(tensor: Any) -> Any:
@@ -179,7 +207,7 @@ def _blocks(*tensors: Any) -> Iterable[Any]:
 
 
 def _widened(tensor: Any, scale: Any) -> Any:
-    """On a CPU, arithmetic between dtypes is slower than a cast; a GPU casts as it reads."""
+    """On a CPU, arithmetic between dtypes, and products this thin in 16 bits, are slower than a cast; a GPU casts as it reads."""
     return tensor.to(scale.dtype) if tensor.device.type == "cpu" else tensor
 
 
@@ -189,10 +217,14 @@ def _sums(out: Any) -> Any:
 
 def _product(base: Any, xa: Any, b: Any, scale: Any, factor: Any) -> Any:
     """[..., out]: scale * base + factor * xa B, in the dtype of base."""
+    xa = _widened(xa, scale)
     b = (b * factor[:, None]).to(xa.dtype)
     out = base.new_empty(base.shape)
     for to, rows, low in _blocks(_rows(out), _rows(base), _rows(xa)):
-        torch.addcmul(_widened(linear(low, b), scale), _widened(rows, scale), scale, out=to)
+        if out.device.type == "cpu" and out.dtype != scale.dtype:
+            to.copy_((rows.to(scale.dtype) * scale).addmm_(low, b.T))
+        else:
+            torch.addcmul(linear(low, b), rows, scale, out=to)
     return out
 
 
@@ -206,9 +238,9 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, base: Any, x: Any, a: Any, b: Any, _magnitude: Any, scale: Any, inverse: Any, factor: Any, scaling: float, layer: Any) -> Any:
-        if torch.is_autocast_enabled(x.device.type):  # PEFT has cast x up; LoRA keeps what autocast casts down again.
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        xa = linear(x, a)
+        narrow = x.to(_computing(x, a))
+        xa = linear(narrow, a)
+        x = narrow if narrow.dtype.itemsize < x.dtype.itemsize else x
         out = _product(base, xa, b, scale, factor)
         ctx.scaling, ctx.layer = scaling, layer if layer is not None and layer.intact is None else None
         # Of the same shapes either way, for the recomputation under checkpointing. `data` is not version-checked: the layer itself looks.
@@ -221,16 +253,17 @@ class _Product(torch.autograd.Function):
         x, xa, a, b, scale, inverse, factor, out, sums = ctx.saved_tensors
         if ctx.layer is not None:
             out = ctx.layer.checked(out, sums, lambda module: _product(_base_product(module, x), xa, b, scale, factor))
-        a, b, to_base, to_xa = a.to(xa.dtype), b.to(xa.dtype), g.new_empty(g.shape), torch.empty_like(_rows(xa))
+        a, lows, to_base = a.to(xa.dtype), _widened(_rows(xa), scale), g.new_empty(g.shape)
+        b, to_xa = b.to(lows.dtype), torch.empty_like(lows)
         to_b: Any = 0
         to_magnitude: Any = 0
-        for to, rows, kept, low, to_low in _blocks(_rows(to_base), _rows(g), _rows(out), _rows(xa), to_xa):
+        for to, rows, kept, low, to_low in _blocks(_rows(to_base), _rows(g), _rows(out), lows, to_xa):
             scaled = _widened(rows, scale) * scale
             to.copy_(scaled)
-            narrow = to if to.dtype == xa.dtype else scaled.to(xa.dtype)
+            narrow = to if to.dtype == low.dtype else scaled.to(low.dtype)
             torch.mm(narrow, b, out=to_low)
             to_b = to_b + low.T @ narrow
             to_magnitude = to_magnitude + scaled.mul_(_widened(kept, scale)).sum(0)
-        to_xa = to_xa * ctx.scaling
+        to_xa = (to_xa * ctx.scaling).to(xa.dtype)
         to_x = (to_xa @ a).reshape(x.shape) if ctx.needs_input_grad[1] else None
-        return to_base, to_x, to_xa.T @ _rows(x), to_b.T * ctx.scaling, to_magnitude * inverse, None, None, None, None, None
+        return to_base, to_x, to_xa.T @ _rows(x).to(to_xa.dtype), to_b.T * ctx.scaling, to_magnitude * inverse, None, None, None, None, None

@@ -129,8 +129,10 @@ def formula(model: Any, x: torch.Tensor, weights: torch.Tensor) -> Values:
     for name, layer in zip(LAYERS, layers(model), strict=True):
         adapter = layer.active_adapters[0]
         a, b, m = (leaves[f"base_model.model.{name}.{kind}.{adapter}.weight"] for kind in ("lora_A", "lora_B", "lora_magnitude_vector"))
-        v = dequantize_module_weight(layer.get_base_layer()).detach().double() + layer.scaling[adapter] * b @ a
-        x = x @ (m / v.detach().norm(dim=1) * v.T)
+        w = dequantize_module_weight(layer.get_base_layer()).detach().double()
+        v = w + layer.scaling[adapter] * b @ a
+        # With dropout as PEFT: it drops inputs of what is added to W x.
+        x = x @ w.T + x * layer.lora_dropout[adapter](torch.ones(x.shape)) @ (m / v.detach().norm(dim=1) * v.T - w.T)
         if layer.get_base_layer().bias is not None:
             x = x + layer.get_base_layer().bias.detach().double()
         x = torch.tanh(x) if name == LAYERS[0] else x
@@ -169,16 +171,20 @@ def test_blocks_of_rows_add_up(dora: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("four_bit", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(("dtype", "autocast"), [(BF16, None), (BF16, BF16), (FP16, None), (FP16, FP16)])
-def test_16_bit_errors_are_not_larger_than_pefts(dtype: torch.dtype, autocast: torch.dtype | None, four_bit: bool) -> None:
+def test_16_bit_errors_are_not_larger_than_pefts(dtype: torch.dtype, autocast: torch.dtype | None, dropout: float, four_bit: bool) -> None:
     """Root mean square over draws of weights, against the formula in float64."""
     ours, theirs = [], []
-    for seed in range(24):
-        model = stock(dtype=dtype, four_bit=four_bit, bias=bool(seed % 2), seed=seed)
+    for seed in range(16):
+        model = stock(dtype=dtype, four_bit=four_bit, bias=bool(seed % 2), seed=seed, lora_dropout=dropout)
         x, weights = data(seed)
-        expected = formula(model, x.to(dtype), weights)
-        theirs.append(errors(gradients(model, x.to(dtype), weights, autocast), expected))
-        ours.append(errors(gradients(fast(model), x.to(dtype), weights, autocast), expected))
+        found = []
+        for each in (None, model, fast(model)):
+            torch.manual_seed(1)
+            found.append(gradients(each, x.to(dtype), weights, autocast) if each else formula(model, x.to(dtype), weights))
+        theirs.append(errors(found[1], found[0]))
+        ours.append(errors(found[2], found[0]))
     for kind in ours[0]:
         squares = [sum(e[kind] ** 2 for e in each) for each in (ours, theirs)]
         assert squares[0] ** 0.5 < 1.1 * squares[1] ** 0.5, kind
@@ -355,7 +361,7 @@ def test_checkpointing_and_accumulation_compute_the_norms_once(computed: list[An
 
 def kept_bytes(model: Any, x: torch.Tensor, autocast: torch.dtype | None) -> int:
     """What the forward pass keeps for the backward pass, each memory once and without the model's own."""
-    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), x]}
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), x]}
     found: dict[int, int] = {}
 
     def pack(t: torch.Tensor) -> torch.Tensor:
@@ -367,11 +373,10 @@ def kept_bytes(model: Any, x: torch.Tensor, autocast: torch.dtype | None) -> int
     return sum(size for address, size in found.items() if address not in own)
 
 
-@pytest.mark.parametrize("autocast", [None, BF16])
-def test_what_lora_keeps_and_the_outputs_are_kept(autocast: torch.dtype | None) -> None:
+@pytest.mark.parametrize(("dtype", "autocast"), [(FP32, None), (BF16, None), (BF16, BF16)])
+def test_what_lora_keeps_and_the_outputs_are_kept(dtype: torch.dtype, autocast: torch.dtype | None) -> None:
     from peft import get_peft_model
 
-    dtype = autocast or FP32
     lora = get_peft_model(Net().to(dtype), dora_config(use_dora=False)).train()
     model = fast(stock(dtype=dtype))
     x = torch.randn(2, 512, 64).to(dtype)
@@ -379,6 +384,31 @@ def test_what_lora_keeps_and_the_outputs_are_kept(autocast: torch.dtype | None) 
     for _ in range(2):  # Before and after the layers have seen a backward pass.
         assert kept_bytes(model, x, autocast) <= kept_bytes(lora, x, autocast) + outputs + 2 * scales
         gradients(model, *(t.to(dtype) for t in data()), autocast)
+
+
+@pytest.mark.parametrize("autocast", [None, BF16])
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_the_input_is_kept_as_it_came(four_bit: bool, autocast: torch.dtype | None) -> None:
+    """Layers that share it keep it once; PEFT makes each of them a float32 copy."""
+    model = fast(stock(dtype=BF16, four_bit=four_bit))
+    x = torch.randn(2, 512, 64).to(BF16)
+    model.base_model.model.forward = layers(model)[0].forward
+    output, narrowed, scales_and_sums = 1024 * 128 * 2, 1024 * 4 * 4, 4 * 128 * 4
+    assert 0 < kept_bytes(model, x, autocast) <= output + narrowed + scales_and_sums
+
+
+def test_an_adapter_without_dora_still_gets_its_input_cast(dora: Any) -> None:
+    model = stock(dtype=BF16)
+    ours = fast(model)
+    for each in (model, ours):
+        torch.manual_seed(3)
+        each.add_adapter("plain", dora_config(use_dora=False))
+        disturb(each)
+    dora.install(ours)
+    assert torch.allclose(ours(data()[0].to(BF16)), model(data()[0].to(BF16)), rtol=0.02, atol=0.02)
+    for each in (model, ours):
+        each.set_adapter("plain")
+    assert torch.equal(ours(data()[0].to(BF16)), model(data()[0].to(BF16)))
 
 
 def hidden_write(x: torch.Tensor) -> torch.Tensor:
