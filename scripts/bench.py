@@ -40,6 +40,8 @@ def main() -> None:
         raise UserError(f"--rounds must be at least 1, got {rounds}")
     if shape and what not in OF_METHODS:
         raise UserError(f"--model-config is for {' and '.join(OF_METHODS)}")
+    if layers is not None and (layers < 1 or not shape):
+        raise UserError("--layers must be at least 1 and goes with --model-config")
     config = resolve(({"method": BASE} if what in OF_METHODS else {}) | flags)
     announce(config, flags)
 

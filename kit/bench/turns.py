@@ -56,7 +56,7 @@ class Side:
     def __init__(self, jobs: Sequence[Job]) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, list(jobs)), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, list(jobs)), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -98,7 +98,7 @@ def alternate(opened: Mapping[str, Side], steps: int) -> dict[str, list[Step]]:
     return made
 
 
-def _serve(pipe: Any, jobs: list[Job]) -> None:
+def serve(pipe: Any, jobs: list[Job]) -> None:
     """The process's main: trains the jobs, waiting for a word before every step; an error is sent, not printed."""
     from kit.training import is_memory_error
 
