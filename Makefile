@@ -98,7 +98,7 @@ rate: $(READY) ## score the replies by hand, blind, from 0 to 5 (RATER=your-name
 	@$(RUN)/rate.py $(FLAGS) $(if $(RATER),--rater $(RATER))
 
 bench: $(READY) ## time both sides of every claim of speed, interleaved (a minute to several each)
-	@set -e; for b in startup metrics generate dora; do $(RUN)/bench.py $$b $(FLAGS); done
+	@set -e; for b in startup data metrics generate train dora scaling; do $(RUN)/bench.py $$b $(FLAGS); done
 
 test: $(READY) ## the tests (about 5 minutes on 2 cores)
 	@$(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)

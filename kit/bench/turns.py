@@ -56,7 +56,7 @@ class Side:
     def __init__(self, jobs: Sequence[Job]) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, list(jobs)), daemon=True)
+        self.process = context.Process(target=_process, args=(theirs, list(jobs)), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -98,13 +98,18 @@ def alternate(opened: Mapping[str, Side], steps: int) -> dict[str, list[Step]]:
     return made
 
 
+def _process(pipe: Any, jobs: list[Job]) -> None:
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
+        serve(pipe, jobs)
+
+
 def serve(pipe: Any, jobs: list[Job]) -> None:
-    """The process's main: trains the jobs, waiting for a word before every step; an error is sent, not printed."""
+    """Trains the jobs, waiting for a word before every step; an error is sent, not printed."""
     from kit.training import is_memory_error
 
     try:
         for job in jobs:
-            with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing), tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder:
                 trainer = job.make(job.config, job.examples, Path(folder))
                 take_turns(trainer, pipe)
                 trainer.train()
