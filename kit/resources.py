@@ -32,7 +32,7 @@ def clock() -> float:
     return time.perf_counter()
 
 
-def _reset() -> bool:
+def reset_peaks() -> bool:
     """Starts new peaks; False where the system cannot reset the process's (then it counts from the process's start)."""
     if cuda := _cuda():
         cuda.reset_peak_memory_stats()
@@ -101,7 +101,7 @@ class Phases:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        apart = _reset()
+        apart = reset_peaks()
         before, started = joules(), clock()
         yield
         wall, after = clock() - started, joules()

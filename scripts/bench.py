@@ -1,38 +1,64 @@
-"""python scripts/bench.py dora|generate|metrics|startup [--rounds 5] [--json FILE]: both sides interleaved in one process, with their ratio."""
+"""python scripts/bench.py WHAT [--rounds N] [--json FILE]: both sides of a claim of speed, interleaved, with their ratio.
+
+data      the data stage beside plain datasets and chat-template tokenisation
+dora      a training and a generation step of LoRA, the kit's DoRA and PEFT's
+generate  replies one by one, in random batches, and as the kit makes them
+metrics   BLEU-4 and ROUGE-L by their libraries, and by the kit with intervals
+scaling   training cost as rows, length and rank grow; with --json also a figure beside the file
+startup   help, a wrong flag, and Make's list
+train     the training step beside a plain transformers + TRL + PEFT script; every method, or --method alone
+
+train and scaling take --model-config gemma-3-1b, that shape with random weights; on a CPU with --layers 2.
+"""
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from kit.cli import announce, parser, run
-from kit.config import resolve
+from kit.config import BASE, resolve
 from kit.errors import UserError, unknown
 
 
 def main() -> None:
     options = parser(__doc__ or "")
-    options.add_argument("what", help="dora, generate, metrics or startup")
-    options.add_argument("--rounds", type=int, default=5, metavar="N", help="timed rounds after a warm-up [5]")
+    options.add_argument("what", help="data, dora, generate, metrics, scaling, startup or train")
+    options.add_argument("--rounds", type=int, metavar="N", help="timed rounds after a warm-up")
     options.add_argument("--json", metavar="FILE", help="write the figures to a file")
+    options.add_argument("--model-config", metavar="NAME", help="train, scaling: a model of this shape with random weights: gemma-3-1b")
+    options.add_argument("--layers", type=int, metavar="N", help="only the first N layers of --model-config")
     flags = options.parse()
-    what, rounds, path = (flags.pop(k, None) for k in ("what", "rounds", "json"))
+    what, rounds, path, shape, layers = (flags.pop(k, None) for k in ("what", "rounds", "json", "model_config", "layers"))
 
-    from kit.bench import BENCHES
+    from kit.bench import BENCHES, OF_METHODS, ROUNDS
 
     if what not in BENCHES:
         raise UserError(unknown("bench", what, BENCHES))
-    if rounds < 1:
+    if rounds is not None and rounds < 1:
         raise UserError(f"--rounds must be at least 1, got {rounds}")
-    config = resolve(flags)
+    if shape and what not in OF_METHODS:
+        raise UserError(f"--model-config is for {' and '.join(OF_METHODS)}")
+    if layers is not None and (layers < 1 or not shape):
+        raise UserError("--layers must be at least 1 and goes with --model-config")
+    config = resolve(({"method": BASE} if what in OF_METHODS else {}) | flags)
     announce(config, flags)
 
+    from kit.bench.harness import measure
+    from kit.bench.shapes import shaped
     from kit.files import write_json
     from kit.report.tables import bench_table
 
-    found = BENCHES[what](config, rounds)
+    with shaped(config, shape, layers) if shape else nullcontext(config) as used:
+        found = measure(what, used, rounds or ROUNDS[what], sys.argv[1:])
     bench_table(found)
     if path:
         write_json(Path(path), found)
+        if what == "scaling":
+            from kit.bench.scaling import draw
+
+            draw(found, Path(path))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,14 @@ from conftest import ROOT, places, script
 from kit.files import read_json, read_jsonl, sha256
 
 SMALL = ("--recipe", "tiny", "--limit-train", "480", "--limit-test", "96")
-# Put on PYTHONPATH of every stage: any connection or name look-up is written down and refused.
-BLOCKED = """
-import socket
+# Put on PYTHONPATH of every stage: any connection or name look-up is written down and refused; a process that imported Unsloth says so at its end.
+WATCHED = """
+import atexit, os, socket, sys
+def note():
+    if "unsloth" in sys.modules:
+        with open({unsloth!r}, "a") as file:
+            file.write(os.path.basename(sys.argv[0]) + "\\n")
+atexit.register(note)
 def refuse(*args, **kwargs):
     with open({log!r}, "a") as file:
         file.write(repr(args) + "\\n")
@@ -35,12 +40,17 @@ def stage(name: str, folder: Path, *flags: str, env: dict[str, str] | None = Non
     return done.stdout
 
 
+def watched(folder: Path) -> dict[str, str]:
+    """The environment of a stage that is watched; what is seen lies in the folder's network.log and unsloth.log."""
+    (folder / "sitecustomize.py").write_text(WATCHED.format(log=str(folder / "network.log"), unsloth=str(folder / "unsloth.log")))
+    return {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One whole comparison of base and qlora, with no network."""
     folder = tmp_path_factory.mktemp("experiment")
-    (folder / "sitecustomize.py").write_text(BLOCKED.format(log=str(folder / "network.log")))
-    env = {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    env = watched(folder)
     # Training on its own builds the missing data first, and says so.
     assert f"building {folder}/data/tiny" in stage("train", folder, "--method", "qlora", env=env)
     stage("eval", folder, "--method", "base", env=env)
@@ -55,6 +65,14 @@ def run(folder: Path, name: str = "qlora-s0") -> Path:
 
 def test_nothing_asked_the_network(folder: Path) -> None:
     assert not (folder / "network.log").exists()
+
+
+def test_unsloth_is_imported_by_training_and_evaluation_alone(folder: Path, tmp_path: Path) -> None:
+    """It takes longer to import than the data stage and the report take to run."""
+    assert (folder / "unsloth.log").read_text().splitlines() == ["train.py", "eval.py", "eval.py"]
+    stage("data", tmp_path, "--train-per-source", "20", "--test-per-source", "5", "--valid-per-source", "0", env=watched(tmp_path))
+    assert (tmp_path / "data" / "tiny" / "manifest.json").exists()
+    assert not (tmp_path / "unsloth.log").exists()
 
 
 def test_tuning_shows_a_real_gain(folder: Path) -> None:
