@@ -24,6 +24,13 @@ def test_field_lists_name_real_fields() -> None:
     assert {*DATA_FIELDS, *TRAINING_FIELDS, *kit_config.PLACES} <= fields().keys()
 
 
+def test_a_text_on_the_hub_needs_the_network_and_makes_no_other_run() -> None:
+    assert config().is_local
+    assert config("--forgetting-text", "none").is_local
+    assert not config("--forgetting-text", "wikitext").is_local
+    assert config("--forgetting-text", "wikitext").identity() == config().identity()
+
+
 @pytest.mark.parametrize("name", recipes())
 def test_shipped_recipes_resolve_for_every_method(name: str) -> None:
     for method in METHODS:
