@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kit import dataset, external, forgetting, gates, runs, scoring
+from kit import card, dataset, external, forgetting, gates, runs, scoring
 from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.errors import UserError
@@ -59,6 +59,7 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
             block, reason = forgetting.measure(config, model, text, chunks, tokenizer.pad_token_id)
         record |= {"forgetting": block, "forgetting_reason": reason, "phases": record["phases"] | {"forgetting": phases.record["forgetting"]}}
         write_json(result, record)
+    card.refresh(config)
     return record
 
 

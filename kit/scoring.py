@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kit import dataset, runs
+from kit import card, dataset, runs
 from kit.config import RunConfig
 from kit.console import say
 from kit.errors import UserError
@@ -111,5 +111,6 @@ def rescore(config: RunConfig) -> dict[str, Any]:
     record |= summary(rows, manifest) | {"predictions_sha256": found}
     record["generation"] = record.get("generation", {}) | reply_counts(rows)
     write_json(result, record)
+    card.refresh(config)
     say(f"{folder} is scored anew from {len(rows)} predictions")
     return dict(record)

@@ -8,7 +8,7 @@ import pytest
 from test_report import Make, made_run
 
 from kit.report.answers import gather
-from kit.report.figures import draw, draw_scaling, errors, pareto, smoothed
+from kit.report.figures import draw, errors, pareto, smoothed
 
 STATS = {"max_length": 256, "splits": {"train": {"tokens_by_source": {"alpaca": {f"p{q}": q for q in (5, 25, 50, 75, 95)}}}}}
 
@@ -48,9 +48,3 @@ def test_what_is_there_is_drawn(tiny: Make, tmp_path: Path) -> None:
 def test_nothing_is_drawn_of_nothing(tiny: Make, tmp_path: Path) -> None:
     (made_run(tiny("--method", "base"), ["a", "b"]) / "eval.json").write_text("{")
     assert draw(gather(tiny().run_dir.parent), None, None, tmp_path / "figures") == []
-
-
-def test_a_scaling_bench_is_drawn(tmp_path: Path) -> None:
-    points = [{"x": 100, "median_s": 1.0, "iqr_s": 0.1}, {"x": 200, "median_s": 2.1, "iqr_s": 0.2}]
-    assert draw_scaling({"what": "scaling", "axis": "rows", "series": {"lora": points, "dora": points}}, tmp_path) == tmp_path / "scaling.png"
-    assert (tmp_path / "scaling.svg").exists()

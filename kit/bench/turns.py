@@ -105,7 +105,7 @@ def _process(pipe: Any, jobs: list[Job]) -> None:
 
 def serve(pipe: Any, jobs: list[Job]) -> None:
     """Trains the jobs, waiting for a word before every step; an error is sent, not printed."""
-    from kit.training import is_memory_error
+    from kit.resources import is_memory_error
 
     try:
         for job in jobs:

@@ -17,6 +17,7 @@ from kit.report.blocks import Block, Bullets, Cell, Code, Heading, Paragraph, Ta
 from kit.report.rows import COLUMNS, MISSING, SCORES, Row, duration, number, title
 from kit.report.shapes import Maybe, check
 from kit.report.study import BUILT_IN, built_in, names
+from kit.statistics import METHOD_NOTE
 
 LIMITS = (
     "One model and one draw of data: another model, size or kind of data may rank the methods differently.",
@@ -52,11 +53,7 @@ def approach(rows: Sequence[Row], unfair: int, n: int | None) -> list[Block]:
         else f"Of the pairs of methods, {unfair} differ in more than the method; they are listed under Fairness and not ranked."
     )  # fmt: skip
     scored = f" Scores are over {n:,} test rows." if n else ""
-    how = (
-        f"{same} The loss is taken on the assistant's tokens and each turn's terminator, and on nothing else.{scored} Intervals are 95% bootstrap intervals "
-        "over test rows, and over seeds too where a method ran with several. Differences are paired by test row and their p-values corrected for the "
-        "number of comparisons (Holm 1979)."
-    )
+    how = f"{same} The loss is taken on the assistant's tokens and each turn's terminator, and on nothing else.{scored} {METHOD_NOTE}"
     known = [f"{METHODS[m].title}: {METHODS[m].about}" for m in dict.fromkeys(r["method"] for r in rows) if m in METHODS]
     return [Heading("Approach"), Paragraph(how), *([Bullets(known)] if known else [])]
 

@@ -14,6 +14,7 @@ from kit.report.answers import Results
 from kit.report.blocks import Block, Bullets, Cell, Figure, Heading, Paragraph, Sample, Samples, Table
 from kit.report.rows import COLUMNS, MISSING, SCORES, SECONDARY, Row, cell, interval, number, plain, title
 from kit.report.verdicts import Verdict, best, both_ways, by_reason, ledger
+from kit.statistics import METHOD_NOTE
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def verdict_table(found: Sequence[Verdict]) -> list[Block]:
              Cell(number(v["detectable"], 2), v["detectable"]), Cell(number(v["needed"], 0), v["needed"])] for v in found]  # fmt: skip
     margins = ", ".join(f"{COLUMNS[m].title} {margin:g} {unit}" for m, (margin, unit) in {v["metric"]: (v["margin"], v["unit"]) for v in found}.items())
     text = (
-        f"Paired by test row (bootstrap, 10,000 resamples, Holm-corrected over the whole table). Equivalent: the interval lies within the margin ({margins}). "
+        f"{METHOD_NOTE} Equivalent: the interval lies within the margin ({margins}). "
         "Perplexity differences are 100 times those of the logarithm. Detectable: the smallest difference found with 80% power. Confounded pairs differ in "
         "more than the method and must not be ranked."
     )

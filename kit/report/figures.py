@@ -63,18 +63,6 @@ def draw_lengths(stats: Mapping[str, Any], path: Path) -> Path:
     return _save(_data(stats), path.with_suffix(""))
 
 
-def draw_scaling(bench: Mapping[str, Any], folder: Path) -> Path:
-    """Median time with its interquartile range against what grows: {"what": "scaling", "series": {name: [{"x", "median_s", "iqr_s"}]}, "axis"}."""
-    figure, (axes,) = _figure(1)
-    for i, (name, points) in enumerate(bench["series"].items()):
-        x, y, spread = zip(*((p["x"], p["median_s"], p["iqr_s"] / 2) for p in points), strict=True)
-        axes.errorbar(x, y, yerr=spread, marker=MARKERS[i % len(MARKERS)], color=COLOURS[(i + 1) % len(COLOURS)], linestyle=DASHES[i % len(DASHES)], label=name)
-    axes.set_xlabel(bench["axis"])
-    axes.set_ylabel("seconds")
-    _legend(axes)
-    return _save(figure, folder / "scaling")
-
-
 def _figure(panels: int, *, lines: int = 1, width: float = 7.5, height: float = 3.8, sharey: bool = False) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure as Canvas
 
