@@ -20,10 +20,10 @@ def main() -> None:
     options.add_argument("--tasks-path", default=None, metavar="DIR", help="folder with task definitions (YAML) of your own")
     options.add_argument("--tasks-limit", type=int, default=None, metavar="N", help="only the first N examples of each task")
     flags = options.parse()
-    each_seed(flags, sys.argv[1:])
     if flags["tasks"]:  # Tasks may fetch data of their own where model and data are local.
         os.environ.setdefault("HF_HUB_OFFLINE", "0")
     path, rescoring, names, own, limit = (flags.pop(k, None) for k in ("run", "rescore", "tasks", "tasks_path", "tasks_limit"))
+    each_seed(flags, sys.argv[1:])
     if rescoring and names:
         raise UserError("--rescore loads no model; give --tasks in a call of its own")
     if path is not None:

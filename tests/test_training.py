@@ -187,6 +187,6 @@ def test_a_run_whose_gate_failed_is_not_ranked(tiny: Make) -> None:
     write_json(folder / "config.json", config.identity())
     gate = {"loss_fell": {"passed": False, "detail": "mean loss 1.000 -> 1.200"}}
     write_json(folder / "train.json", {"status": "done", "gates": gate})
-    (folder / "eval.json").write_text(json.dumps({"all": {}, "gates": {}}))
+    (folder / "eval.json").write_text(json.dumps({"all": {}, "per_source": {}, "gates": {}}))
     row = collect(folder.parent)[0]
     assert (row["ranked"], row["reason"]) == (False, "not ranked; loss fell: mean loss 1.000 -> 1.200")
