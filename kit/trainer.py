@@ -12,9 +12,6 @@ from kit.config import RunConfig
 from kit.errors import UserError
 from kit.prompts import IGNORE, Example
 
-# Batches whose rows are sorted by length together: wide enough to save padding, narrow enough to keep the batches random.
-GROUP = 50
-
 
 def make_trainer(config: RunConfig, model: Any, tokenizer: Any, examples: list[Example], folder: Path, *, precision: str, skip: int = 0) -> Any:
     """An SFTTrainer over examples whose tokens and labels are made already, the same rows in the same order for every method.
@@ -41,9 +38,11 @@ def make_trainer(config: RunConfig, model: Any, tokenizer: Any, examples: list[E
 
 
 class Order:
-    """A sampler: batches of rows of like length, the longest batch first, in an order that depends on seed and epoch alone.
+    """A sampler: effective batches of random rows, the one with the longest row first, in an order that depends on seed and epoch alone.
 
-    transformers' own grouping falls from long to short rows over and over, which the loss follows; here the batches are shuffled.
+    Rows are sorted by length within an effective batch alone: its micro-batches have less padding, and its gradient stays what it was.
+    Effective batches of like length would save more, but each would count as much as any other, however few tokens it holds: short rows
+    would weigh more than in the loss that is asked for (on the built-in data validation perplexity rose from 1.86 to 2.09).
     With `skip`, the stream of epochs begins that many rows later.
     """
 
@@ -66,13 +65,11 @@ class Order:
         rng = random.Random(f"{self.seed} {epoch}")
         rows, size = list(range(len(self.lengths))), self.effective_batch
         rng.shuffle(rows)
-        full = len(rows) - len(rows) % size
-        pools = [sorted(rows[i : min(i + GROUP * size, full)], key=self.lengths.__getitem__) for i in range(0, full, GROUP * size)]
-        batches = [pool[i : i + size] for pool in pools for i in range(0, len(pool), size)]
-        rng.shuffle(batches)
-        # Memory runs out at the first step or never (sort is stable: the others stay shuffled).
-        batches.sort(key=lambda batch: self.lengths[batch[-1]] < max(self.lengths))
-        return [row for batch in [*batches, rows[full:]] for row in batch]
+        batches = [sorted(rows[i : i + size], key=self.lengths.__getitem__, reverse=True) for i in range(0, len(rows), size)]
+        # Memory runs out at the first step or never (sort is stable: the others stay shuffled). A last, smaller batch stays last.
+        whole, rest = (batches[:-1], batches[-1:]) if len(rows) % size else (batches, [])
+        whole.sort(key=lambda batch: self.lengths[batch[0]] < max(self.lengths))
+        return [row for batch in [*whole, *rest] for row in batch]
 
 
 class Kit:

@@ -136,11 +136,16 @@ def test_the_row_order_is_a_permutation_with_the_longest_first(rows: int) -> Non
         assert list(Order(lengths, 8, seed=4)) != first
 
 
-def test_batches_hold_rows_of_like_length() -> None:
+def test_effective_batches_are_random_and_sorted_inside() -> None:
+    """Batches of like length would weigh short rows more; sorted inside, micro-batches of 2 still have less padding."""
     lengths = [(i * 7919) % 500 + 1 for i in range(800)]
-    order = list(Order(lengths, 8, seed=0))
-    padded = sum(8 * max(lengths[i] for i in order[start : start + 8]) for start in range(0, 800, 8))
-    assert padded < 1.1 * sum(lengths)
-    tops = [lengths[order[start]] for start in range(8, 800, 8)]
+    order, blind = list(Order(lengths, 8, seed=0)), list(Order([1] * 800, 8, seed=0))
+    assert {frozenset(order[i : i + 8]) for i in range(0, 800, 8)} == {frozenset(blind[i : i + 8]) for i in range(0, 800, 8)}
+
+    def padded(rows: list[int]) -> int:
+        return sum(2 * max(lengths[i] for i in rows[start : start + 2]) for start in range(0, 800, 2))
+
+    assert padded(order) < 1.2 * sum(lengths) < padded(blind)
+    tops = [max(lengths[i] for i in order[start : start + 8]) for start in range(8, 800, 8)]
     falls = sum(a > b for a, b in itertools.pairwise(tops))
     assert 30 < falls < 70  # neither sorted up nor down: the batches are shuffled

@@ -165,7 +165,7 @@ def _loss(rows: Sequence[Row], logs: Mapping[str, Sequence[Row]], style: Mapping
 
 
 def smoothed(values: Sequence[float], share: float = 0.05) -> list[float]:
-    """A trailing mean over a share of the curve: steps are grouped by length, so single losses jump."""
+    """A trailing mean over a share of the curve: steps differ in their rows, so single losses jump."""
     window = max(1, round(len(values) * share))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
