@@ -183,6 +183,11 @@ def test_the_figure_of_scaling(tmp_path: Path) -> None:
     assert found["variants"]["dora rows 64"]["epoch_s"] == pytest.approx(1.64 * 8)
     assert found["variants"]["lora length 64"]["epoch_s"] == pytest.approx(0.64 * 4)
     assert found["ratios"]["dora rank 32/lora rank 32"] == pytest.approx(1.32 / 0.32)
+    # Three rows of panels share their heights: every point of each lies inside, also where a later panel reaches higher.
+    found["variants"]["dora length 512"]["peak_memory_gib"] = 9.0
+    for axes in scaling.chart(found).axes:
+        low, high = axes.get_ylim()
+        assert all(low <= y <= high for line in axes.lines for y in line.get_ydata())
     files = scaling.draw(found, tmp_path / "scaling.json")
     assert [f.name for f in files] == ["scaling.png", "scaling.svg"]
     text = files[1].read_text()

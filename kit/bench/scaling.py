@@ -17,7 +17,8 @@ from kit.console import say
 from kit.prompts import IGNORE, Example
 
 COMPARED = ("lora", "qlora", "dora")
-AXES = {"rows": (32, 64, 128, 256), "length": (64, 128, 256, 512), "rank": (4, 8, 16, 32)}
+# Length comes last: it takes the most memory, some of which the process keeps.
+AXES = {"rows": (32, 64, 128, 256), "rank": (4, 8, 16, 32), "length": (64, 128, 256, 512)}
 # What stays while another grows.
 STANDARD = {"rows": 32, "length": 128, "rank": 8}
 
@@ -70,8 +71,18 @@ def told(made: dict[tuple[str, str, int], list[Step]], effective: dict[str, int]
 
 
 def draw(found: dict[str, Any], path: Path) -> list[Path]:
-    """The figure beside a JSON file, as PNG and SVG: an axis a column, a cost a row, a method a line with its own marker."""
+    """The figure beside a JSON file, as PNG and SVG."""
     import matplotlib
+
+    figure, files = chart(found), [path.with_suffix(".png"), path.with_suffix(".svg")]
+    with matplotlib.rc_context({"svg.hashsalt": "kit", "svg.fonttype": "none"}):
+        figure.savefig(files[0], dpi=150, metadata={"Software": None})
+        figure.savefig(files[1], metadata={"Date": None, "Creator": None})
+    return files
+
+
+def chart(found: dict[str, Any]) -> Any:
+    """An axis a column, a cost a row, a method a line with its own marker."""
     from matplotlib.figure import Figure
 
     from kit.methods import METHODS
@@ -91,21 +102,19 @@ def draw(found: dict[str, Any], path: Path) -> list[Path]:
                 axes.plot([p["value"] for p in line], [p[cost] for p in line], color=COLOURS[k + 1], marker=MARKERS[k], markeredgecolor="black",
                           linestyle=("-", "--", ":")[k % 3], label=METHODS[method].title)  # fmt: skip
             decorate(axes, line, name if row == len(costs) - 1 else "", label if column == 0 else "")
+    # A row shares its heights, which the first limit would freeze: after all is drawn.
+    for axes in grid[:, 0]:
+        axes.set_ylim(bottom=0)
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(methods), frameon=False)
     rest = ", ".join(f"{v} {shown[k]}" if k != "rank" else f"rank {v}" for k, v in found["standard"].items())
     figure.supxlabel(f"while one grows the others are: {rest}", fontsize=9)
-    files = [path.with_suffix(".png"), path.with_suffix(".svg")]
-    with matplotlib.rc_context({"svg.hashsalt": "kit", "svg.fonttype": "none"}):
-        figure.savefig(files[0], dpi=150, metadata={"Software": None})
-        figure.savefig(files[1], metadata={"Date": None, "Creator": None})
-    return files
+    return figure
 
 
 def decorate(axes: Any, points: Sequence[dict[str, Any]], across: str, up: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks([p["value"] for p in points], [str(p["value"]) for p in points])
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.spines[["top", "right"]].set_visible(False)
