@@ -3,7 +3,7 @@
 Packing was looked at and left out. Without padding (TRL's `padding_free`, or its packing) the rows of a batch follow each other in one
 sequence; transformers 5.17 finds their borders in the position ids and masks attention also where no flash attention is installed, so on a
 CPU logits equal those of single rows to rounding (1e-5 in float32), but only with `use_cache=False`: with a cache rows see each other.
-It has nothing left to save: of the kit's batches, grouped by length, 1 to 2% is padding, and packing would change which rows make a batch.
+Packing would also change which rows make a batch; `padding_free` would not, but its attention spans the micro-batch, and on a GPU it has not been tried.
 """
 
 from __future__ import annotations
