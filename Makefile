@@ -110,7 +110,7 @@ bench: $(READY) ## time both sides of every claim of speed, interleaved (a minut
 	@set -e; for b in startup data metrics generate train dora scaling; do $(RUN)/bench.py $$b $(FLAGS); done
 
 test: $(READY) ## the tests (about 5 minutes on 2 cores)
-	@$(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	@$(PYTHON) -m ruff check .

@@ -20,6 +20,15 @@ os.environ["UNSLOTH_FORCE_CPU"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# The files that take longest come first, so that the test processes end at about the same time.
+LONGEST = ("end_to_end", "training", "notebook", "model", "evaluation", "bench_train", "bench_dora", "hybrid", "statistics", "hub", "readme", "render")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {f"test_{name}": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     """Gemma-like: adds bos, has a chat template."""
