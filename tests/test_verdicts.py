@@ -123,6 +123,12 @@ def test_best_takes_a_fair_win_over_every_other_ranked_method() -> None:
     assert found({}) == "lora"
     assert found({"verdict": "cannot tell"}) is None
     assert found({"confounded": ["other seeds"]}) is None
+    rows.append({"method": "qlora", "status": "done", "ranked": True})
+    alone = [win | {"a": a, "b": b, "confounded": ["tokens"]} for a, b in (("lora", "qlora"), ("dora", "qlora"))]
+    rest = [win | {"b": "base"}, win | {"b": "dora"}, draw, win | {"a": "base", "b": "qlora", "verdict": "worse"}]
+    assert best(rows, both_ways([*rest, *alone]), "rouge_l") == "lora"  # qlora can fairly be compared with neither
+    assert best(rows, both_ways([*rest, alone[0], alone[1] | {"confounded": [], "verdict": "worse"}]), "rouge_l") is None
+    rows.pop()
     rows[2]["ranked"] = False  # then it is no rival
     assert found({"confounded": ["not ranked"]}) == "lora"
     rows[2]["ranked"] = True

@@ -112,15 +112,16 @@ def relative_costs(rows: Sequence[Row], a: str, b: str) -> list[str]:
 def _field(rows: Sequence[Row], said: Said, tuned: Sequence[str]) -> str:
     """Three methods or more: who is better than all others on which metric, and who needs the least."""
     winners = {m: best(rows, said, m) for m in SCORES}
-    parts = [f"{name(w)} is better than every other ranked method on {called([m for m in SCORES if winners[m] == w])}"
+    pairs = [v for (a, b, m), v in said.items() if m == SCORES[0] and a < b]
+    unfair = sum(bool(v["confounded"]) for v in pairs)
+    others = "every method that it can fairly be compared with" if unfair else "every other ranked method"
+    parts = [f"{name(w)} is better than {others} on {called([m for m in SCORES if winners[m] == w])}"
              for w in dict.fromkeys(w for w in winners.values() if w)]  # fmt: skip
     if open_ones := [m for m in SCORES if not winners[m]]:
         where = "any metric" if len(open_ones) == len(SCORES) else " or ".join(COLUMNS[m].title for m in open_ones)
         parts.append(f"no method is shown to be better than all others on {where}")
     fair = len(families(said, tuned)) == 1
     parts += [f"{name(r['method'])} needs the least {COST[key][0]}, {COST[key][1](r[key])}" for key in COST if fair and (r := cheapest(rows, tuned, key))]
-    pairs = [v for (a, b, m), v in said.items() if m == SCORES[0] and a < b]
-    unfair = sum(bool(v["confounded"]) for v in pairs)
     text = f"On this data {'; '.join(parts)}."
     return text + (f" {unfair} of {len(pairs)} pairs differ in more than the method and are not ranked (see Fairness)." if unfair else "")
 

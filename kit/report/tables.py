@@ -23,7 +23,7 @@ from kit.report.verdicts import Verdict, best, both_ways, by_reason
 PERCENTILE_NAMES = ("p5", "p25", "p50", "p75", "p95", "p99", "p100")
 
 
-STAR = "★ shown to be better than every other ranked method"
+STAR = "★ shown to be better than every method that it can fairly be compared with"
 NUMBERED = "Columns are numbered as the rows."
 
 

@@ -103,9 +103,15 @@ def both_ways(found: Sequence[Verdict]) -> Said:
 
 
 def best(rows: Sequence[Row], said: Said, metric: str) -> str | None:
-    """The method that is shown to be better than every other ranked one on a metric, in comparisons that are all fair; None if there is no such."""
+    """The method that is shown to be better than every other ranked one on a metric, in comparisons that are all fair; None if there is no such.
+
+    A method that can fairly be compared with no other tuned one (combined, which saw the tokens of two trainings) is no rival while two others can.
+    """
     ranked = [m for m in dict.fromkeys(r["method"] for r in rows) if all(r["ranked"] for r in rows if r["method"] == m and r["status"] == "done")]
     ranked = [m for m in ranked if any(a == m for a, _, _ in said)]
+    tuned = [m for m in ranked if m != BASE]
+    rivals = [a for a in tuned if any((v := said.get((a, b, metric))) and not v["confounded"] for b in tuned if b != a)]
+    ranked = [m for m in ranked if m == BASE or m in rivals] if len(rivals) > 1 else ranked
     return next((a for a in ranked if len(ranked) > 1 and all(beats(said, a, b, metric) for b in ranked if b != a)), None)
 
 
