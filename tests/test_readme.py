@@ -186,4 +186,4 @@ def test_the_example_of_a_recipe_is_one(tmp_path: Path, monkeypatch: pytest.Monk
     from kit.config import resolve as resolved
 
     made = resolved({"recipe": "mine", "method": "full"})
-    assert (made.learning_rate, made.micro_batch, made.name) == (2e-5, 4, "mine")
+    assert (made.learning_rate, made.micro_batch, made.name) == (2e-5, 8, "mine")
