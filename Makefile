@@ -106,7 +106,7 @@ export: $(READY) ## write METHOD's model, merged in 16 bits, to the folder OUT
 doctor: $(READY) ## what this machine has, and what to do where something is wrong
 	@$(RUN)/doctor.py --method $(METHOD) $(FLAGS)
 
-bench: $(READY) ## time both sides of every claim of speed, interleaved (a minute to several each)
+bench: $(READY) ## time both sides of every claim of speed, interleaved (minutes each; dora half an hour on a CPU)
 	@set -e; for b in startup data metrics generate train dora scaling; do $(RUN)/bench.py $$b $(FLAGS); done
 
 test: $(READY) ## the tests (about 5 minutes on 2 cores)
