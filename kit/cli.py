@@ -132,6 +132,9 @@ def announce(config: RunConfig, flags: Mapping[str, Any]) -> None:
     # Both report usage home unless told not to.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    # Unsloth sends it as it stands, and an empty one, or one pasted with its line end, cannot be sent.
+    if token := os.environ.pop("HF_TOKEN", "").strip():
+        os.environ["HF_TOKEN"] = token
     if config.is_local:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if flags.get("recipe", "auto") == "auto":

@@ -6,9 +6,11 @@ Precedence: dataclass defaults < recipe < the method's own settings < the recipe
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import yaml
@@ -145,7 +147,8 @@ class Field:
     default: Any = field(compare=False)
 
 
-def fields() -> dict[str, Field]:
+@functools.cache
+def fields() -> Mapping[str, Field]:
     """RunConfig's fields by name, with plain types unwrapped from their annotations."""
     hints = get_type_hints(RunConfig, include_extras=True)
     out = {}
@@ -154,7 +157,7 @@ def fields() -> dict[str, Field]:
         repeat = get_origin(annotated) is tuple
         kinds = [k for k in get_args(annotated) if k not in (type(None), Ellipsis)] or [annotated]
         out[f.name] = Field(f.name, kinds[0], text, type(None) in get_args(annotated), repeat, f.default)
-    return out
+    return MappingProxyType(out)
 
 
 # What a recipe says beside settings; `published` and `unstated` belong to a set-up that somebody else published.

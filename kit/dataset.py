@@ -159,10 +159,14 @@ def _pick(pool: Pool, split: str, n: int, taken: set[bytes], own: set[int]) -> l
 
 
 def _too_few(pool: Pool, config: RunConfig) -> str:
-    wanted = [f"{n} {split}" for split, n in zip(SPLITS, (config.train_per_source, config.valid_per_source, config.test_per_source), strict=True) if n]
+    counts = {"train": config.train_per_source, "valid": config.valid_per_source, "test": config.test_per_source}
+    # In the same proportion, and a few less than there are, since rows that resemble each other must stay together.
+    fitting = {split: int(0.95 * len(pool.keys) * n / sum(counts.values())) for split, n in counts.items() if n}
+    flags = " ".join(f"--{split}-per-source {n}" for split, n in fitting.items())
     return (
-        f"source {pool.stream.name}: {len(pool.keys)} usable rows in {pool.stream.origin} are too few for {' + '.join(wanted)} "
-        "with near duplicates kept on one side; lower --train-per-source or --test-per-source"
+        f"source {pool.stream.name}: {len(pool.keys)} usable rows in {pool.stream.origin} are too few for "
+        f"{' + '.join(f'{n} {split}' for split, n in counts.items() if n)} with near duplicates kept on one side; "
+        + (f"take fewer, such as {flags}" if all(fitting.values()) else "it takes more rows")
     )
 
 

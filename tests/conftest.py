@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -73,6 +75,16 @@ def script(name: str, *flags: str, cwd: Path = ROOT, env: dict[str, str] | None 
     """A script run as a user runs it, in a process of its own."""
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *flags]
     return subprocess.run(command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def in_process(words: Sequence[str | Path]) -> int:
+    """The exit code of a script run to its end in this process, where Unsloth is imported once; `words` as after `python`."""
+    with mock.patch.dict(os.environ), mock.patch.object(sys, "argv", list(map(str, words))):
+        try:
+            runpy.run_path(str(words[0]), run_name="__main__")
+        except SystemExit as end:
+            return int(end.code or 0)
+    return 0
 
 
 def places(folder: Path) -> tuple[str, ...]:

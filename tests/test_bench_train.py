@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import multiprocessing
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT, config, in_process, places
 
-from kit.bench.shapes import SHAPES, shaped
+from kit.bench.shapes import SHAPES
 from kit.bench.turns import Job, Side, Step, alternate, serve, sides
 from kit.config import RunConfig
 from kit.errors import UserError
+from kit.files import read_json
 from kit.prompts import Example
 
 Make = Callable[..., RunConfig]
@@ -75,9 +77,11 @@ def killed(*_: Any) -> Any:
 
 def threaded(jobs: list[Job]) -> Side:
     """A side served by a thread, which spares the test a process and its imports."""
+    from transformers import TrainerCallback  # noqa: F401  # two threads that import it at once trip over its lazy module
+
     side = Side.__new__(Side)
     side.pipe, theirs = multiprocessing.Pipe()
-    threading.Thread(target=serve, args=(theirs, jobs), daemon=True).start()
+    threading.Thread(target=serve, args=(theirs, jobs), name="side", daemon=True).start()
     return side
 
 
@@ -95,6 +99,14 @@ def test_sides_take_turns_and_tell_what_a_step_was_made_of(tiny: Make) -> None:
 def test_a_side_that_fails_says_why(tiny: Make, make: Any, error: type[BaseException], text: str) -> None:
     with pytest.raises(error, match=text):
         alternate({"a": threaded([Job(make, tiny(), [])])}, 1)
+
+
+def test_a_side_that_ended_before_its_turn_says_why() -> None:
+    side = threaded([Job(None, config(), [])])  # type: ignore[arg-type]
+    while any(t.name == "side" for t in threading.enumerate()):
+        time.sleep(0.01)
+    with pytest.raises(RuntimeError, match="'NoneType' object is not callable"):
+        side.step()
 
 
 def test_a_side_that_is_killed_is_noticed(tiny: Make) -> None:
@@ -138,30 +150,38 @@ def plain_without_unsloth(*args: Any) -> Any:
     return loaded_unsloth(train.plain_trainer)(*args)
 
 
-def test_both_sides_train_on_the_same_tokens_and_learn(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """QLoRA, the method with most to go wrong; and only one of the processes has Unsloth in it."""
+def bench(what: str, folder: Path, *flags: str) -> dict[str, Any]:
+    """What `python scripts/bench.py WHAT` writes."""
+    words = (ROOT / "scripts" / "bench.py", what, "--recipe", "tiny", "--rounds", "1", "--json", folder / "found.json", *places(folder), *flags)
+    assert in_process(words) == 0
+    return dict(read_json(folder / "found.json"))
+
+
+def test_both_sides_train_on_the_same_tokens_and_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QLoRA, the method with most to go wrong; and only one of the processes has Unsloth in it. (The bench itself refuses other tokens.)"""
     monkeypatch.setattr(train, "kit_trainer", kit_with_unsloth)
     monkeypatch.setattr(train, "plain_trainer", plain_without_unsloth)
     data = ("--train-per-source", "30", "--test-per-source", "4", "--valid-per-source", "0")
-    config = dataclasses.replace(tiny("--method", "qlora", *data, "--limit-train", "64"), epochs=2, save_steps=train.NEVER)
-    made = train.compare(config, 1)
-    kit, plain = (made[f"qlora {side}"][0] for side in ("kit", "plain"))
-    assert sum(s.tokens for s in kit) == sum(s.tokens for s in plain) == sum(len(e.input_ids) for e in train.training_examples(config))
-    assert train.rates(kit, 1)["padding_share"] < train.rates(plain, 1)["padding_share"]
+    found = bench("train", tmp_path, "--method", "qlora", *data, "--limit-train", "64")
+    assert list(found["ratios"]) == ["qlora kit/qlora plain"]
+    kit, plain = (found["variants"][f"qlora {side}"] for side in ("kit", "plain"))
+    assert kit["tokens_per_s"] * kit["median_s"] == pytest.approx(plain["tokens_per_s"] * plain["median_s"])
+    assert kit["padding_share"] < plain["padding_share"]
     # An untrained model of this vocabulary loses log(965) = 6.9 nats a token.
-    assert 0 < train.rates(kit, 1)["loss"] < 6
-    assert train.rates(kit, 1)["loss"] == pytest.approx(train.rates(plain, 1)["loss"], rel=0.2)
+    assert 0 < kit["loss"] < 6
+    assert kit["loss"] == pytest.approx(plain["loss"], rel=0.2)
+    assert kit["peak_memory_gib"] > 0 < plain["peak_memory_gib"]
 
 
-def test_a_shape_is_loaded_by_the_kit(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shape_is_loaded_by_the_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = SHAPES["gemma-3-1b"] | {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "query_pre_attn_scalar": 16, "vocab_size": 1024}
     monkeypatch.setitem(SHAPES, "gemma-3-1b", small)
-    monkeypatch.setattr(scaling, "AXES", {"rows": (8,), "rank": (2, 4)})
+    monkeypatch.setattr(scaling, "AXES", {"rows": (8,), "length": (32,), "rank": (2, 4)})
     monkeypatch.setattr(scaling, "STANDARD", {"rows": 8, "length": 32, "rank": 4})
-    with shaped(tiny("--method", "lora"), "gemma-3-1b", 2) as config:
-        found = scaling.scaling(config, 1)
-    assert list(found["variants"]) == ["lora rows 8", "lora rank 2", "lora rank 4"]
+    found = bench("scaling", tmp_path, "--method", "lora", "--model-config", "gemma-3-1b", "--layers", "2")
+    assert list(found["variants"]) == ["lora rows 8", "lora length 32", "lora rank 2", "lora rank 4"]
     assert all(v["tokens_per_s"] > 0 and v["n"] == 1 for v in found["variants"].values())
+    assert (tmp_path / "found.png").exists()
 
 
 def test_the_shape_is_gemmas() -> None:

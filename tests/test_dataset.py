@@ -104,7 +104,7 @@ def test_an_edited_split_is_noticed(tiny: Make) -> None:
     [
         ([{"instruction": "a", "output": ""}], r"no usable rows in .* \(dropped: 1 empty reply\)"),
         ([], r"no usable rows in .* \(dropped: —\)"),
-        ([{"instruction": "a", "output": "b"}], r"1 usable rows in .* are too few for 10 train \+ 5 test"),
+        ([{"instruction": "a", "output": "b"}], r"1 usable rows in .* are too few for 10 train \+ 5 test .* it takes more rows"),
     ],
 )
 def test_a_failed_build_leaves_what_was_there(tiny: Make, tmp_path: Path, rows: list[dict[str, str]], message: str) -> None:
@@ -116,6 +116,15 @@ def test_a_failed_build_leaves_what_was_there(tiny: Make, tmp_path: Path, rows: 
     with pytest.raises(UserError, match=message):
         dataset.prepare(bad, overwrite=True)
     assert (good.data_path / "manifest.json").read_bytes() == before
+
+
+def test_the_counts_that_are_offered_do(tiny: Make, tmp_path: Path) -> None:
+    source = ("--source", f"alpaca={write_rows(tmp_path / 'a.json', 30)}")
+    with pytest.raises(UserError, match="such as") as refused:
+        dataset.prepare(tiny(*source, "--train-per-source", "500", "--test-per-source", "200"))
+    offered = str(refused.value).partition("such as ")[2].split()
+    assert offered == ["--train-per-source", "20", "--test-per-source", "8"]
+    dataset.prepare(tiny(*source, *offered))
 
 
 def test_a_source_named_twice_is_an_error(tiny: Make, tmp_path: Path) -> None:

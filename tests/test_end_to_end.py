@@ -213,19 +213,3 @@ def test_a_stopped_and_then_killed_training_ends_where_an_undisturbed_one_does(f
     assert sha256(run(tmp_path) / "adapter" / "adapter_model.safetensors") == sha256(run(folder) / "adapter" / "adapter_model.safetensors")
     for key in ("steps", "tokens_total", "tokens_supervised"):
         assert read_json(run(tmp_path) / "train.json")[key] == read_json(run(folder) / "train.json")[key]
-
-
-def test_an_interrupted_evaluation_keeps_its_replies(folder: Path, tmp_path: Path) -> None:
-    import shutil
-
-    shutil.copytree(folder / "runs", tmp_path / "runs")
-    shutil.copytree(folder / "data", tmp_path / "data")
-    target = run(tmp_path)
-    expected = read_json(target / "eval.json")["all"]
-    (target / "eval.json").unlink()
-    lines = (target / "predictions.jsonl").read_bytes().splitlines(keepends=True)
-    # A kill in the middle of writing the second batch: one whole batch and a torn line.
-    (target / "predictions.jsonl").write_bytes(b"".join(lines[:64]) + lines[64][:40])
-    assert "64 of 96 replies are there already" in stage("eval", tmp_path, "--method", "qlora")
-    assert (target / "predictions.jsonl").read_bytes() == b"".join(lines)
-    assert read_json(target / "eval.json")["all"] == expected

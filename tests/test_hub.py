@@ -12,7 +12,7 @@ from conftest import script
 from hub_server import SHA, TOKEN, Hub, Repo
 
 from kit.files import read_json
-from kit.hub import loadable
+from kit.hub import BUILTIN, loadable
 
 GATED = "is gated or private: accept its licence on its page and set HF_TOKEN to your access token"
 UNREACHABLE = "is not in the local cache and the hub cannot be reached; check the network, or use --recipe tiny"
@@ -36,15 +36,15 @@ def hub() -> Iterator[Hub]:
 
 
 class Client:
-    """scripts/data.py with a cache of its own; nothing it prints may hold the token."""
+    """A script, scripts/data.py unless told, with a cache of its own; nothing it prints may hold the token."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __call__(self, endpoint: str, *flags: str, **env: str) -> tuple[int, str, str]:
+    def __call__(self, endpoint: str, *flags: str, script_name: str = "data", **env: str) -> tuple[int, str, str]:
         clean = {"HF_ENDPOINT": endpoint, "HF_HOME": str(self.folder / "hf"), "HF_TOKEN": "", "NO_PROXY": "127.0.0.1", "HF_HUB_ETAG_TIMEOUT": "5"} | env
         small = ("--train-per-source", "20", "--test-per-source", "10")
-        done = script("data", "--data-dir", str(self.folder / "data"), *small, *flags, env=clean)
+        done = script(script_name, "--data-dir", str(self.folder / "data"), *small, *flags, env=clean)
         assert TOKEN not in done.stdout + done.stderr
         error = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         return done.returncode, error[-1] if error else done.stderr[-1500:], done.stdout
@@ -100,6 +100,19 @@ def test_what_is_not_there(hub: Hub, client: Client) -> None:
 
 def test_a_gated_model(hub: Hub, client: Client) -> None:
     assert client(hub.endpoint, "--recipe", "tiny", "--model", "lab/gated")[:2] == (2, f"error: model lab/gated {GATED}")
+
+
+def test_a_model_of_the_hub_is_trained(hub: Hub, client: Client) -> None:
+    """The command on kit/README.md, with the built-in model's files under that name. (An empty token is no token.)"""
+    name = "HuggingFaceTB/SmolLM2-360M-Instruct"
+    hub.repos[name] = Repo({p.name: p.read_bytes() for p in BUILTIN["builtin"].iterdir()})
+    short = ("--limit-train", "24", "--max-steps", "2", "--test-per-source", "4", "--valid-per-source", "0", "--runs-dir", str(client.folder / "runs"))
+    code, error, said = client(hub.endpoint, "--model", name, "--name", "smol", *short, script_name="train")
+    assert code == 0, error
+    assert f"loading {name} in 4-bit NF4, computing in float32" in said.replace("\n", " ")
+    run = client.folder / "runs" / "smol" / "qlora-s0"
+    assert read_json(run / "train.json")["steps"] == 2
+    assert read_json(run / "adapter" / "adapter_config.json")["base_model_name_or_path"] == name
 
 
 def test_no_network_and_nothing_cached(client: Client) -> None:

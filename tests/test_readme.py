@@ -1,36 +1,61 @@
-"""What the READMEs say: every command is run, whole or up to the point where the script has its configuration; every example and link is true.
+"""What the READMEs say: every command is run whole, one after the other in one folder, on few rows; every example and link is true.
 
-RUN names those that are run whole here; tests/test_notebook.py runs `make doctor` and `make all` whole. All others go through the real Makefile,
-with the Python commands that it gives written down, and through the real scripts, until they have parsed, checked and resolved their flags: what
-remains is the work that other tests do.
+`make` is real and gives the Python commands; they run in this process, where Unsloth is imported once. What runs otherwise: `make test` starts one
+file of tests, not itself; `make assets` takes 20 minutes, and what it does is tried in tests/test_assets.py; benches with processes of their own
+run in tests/test_bench_train.py, and a command with a model of the hub in tests/test_hub.py, where there is a hub; conda is not ours.
 """
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import functools
+import importlib
 import importlib.util
+import io
+import itertools
 import os
 import re
-import runpy
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import ROOT, config
+from conftest import ROOT, config, in_process
 
 from kit import metrics
+from kit.bench import BENCHES
 from kit.config import recipes
 from kit.methods import METHODS, Method
+from kit.report.rows import collect
 from kit.runs import open_run
-from kit.sources import SHAPES, Source
+from kit.sources import SHAPES, SOURCES, Source
 
 PAGES = [ROOT / "README.md", ROOT / "kit" / "README.md", ROOT / "kit" / "report" / "README.md"]
 TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
-RUN = ['make data ARGS="--inspect --show 3"', "make help", "make clean", "python scripts/train.py --help"]
 # Of other programs, and for a shell: not ours to run.
 FOREIGN = ("conda ", "source ")
+# What every script is given besides, so that it is soon done; of a flag given twice the last counts.
+DATA = ("--train-per-source", "60", "--valid-per-source", "4", "--test-per-source", "20")
+SHORT = (*DATA, "--limit-train", "24", "--limit-test", "4", "--max-new-tokens", "4", "--forgetting-text", "none")
+BENCH = ("--rounds", "1", "--limit-train", "8", "--limit-test", "4", "--method", "lora", *DATA)
+# Runs that other commands speak of; their own commands are tried like all others.
+FIRST = ("make all METHOD=qlora", "make all METHOD=dora")
+# make in a process of its own, with these words added.
+WHOLE: dict[str, tuple[str, ...]] = {"make help": (), "make lint": (), "make test": ("ARGS=tests/test_audit.py",)}
+ELSEWHERE = (
+    "make assets",
+    "make clean",
+    "make bench",
+    "python scripts/bench.py train",
+    "python scripts/train.py --model HuggingFaceTB/SmolLM2-360M-Instruct --name smol",
+)
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -38,33 +63,51 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Every command on the pages: lines of bash blocks, and code in the text that begins with make or python scripts/."""
+    """Every command on the pages, in their order: lines of bash blocks, and code in the text that begins with make or python scripts/."""
     found = []
     for text in TEXT.values():
         lines = [re.sub(r"\s{2,}#.*", "", line).strip() for block in blocks(text, "bash") for line in block.splitlines()]
         assert [line for line in lines if not line.startswith(("make ", "python scripts/", *FOREIGN))] == []
         found += [line for line in lines if not line.startswith(FOREIGN)]
         found += re.findall(r"`((?:make|python scripts/)[^`]*)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
-    return sorted({c for c in found if c != "make"})
+    return list(dict.fromkeys(c for c in found if c != "make"))
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that looks like a checkout, in which dora and qlora were begun."""
-    folder = tmp_path / "project"
+@contextlib.contextmanager
+def checkout(folder: Path) -> Iterator[Path]:
+    """A folder that looks like a fresh checkout, as the working directory."""
     folder.mkdir()
     for name in ("Makefile", "kit", "scripts", "requirements.lock", "pyproject.toml"):
         (folder / name).symlink_to(ROOT / name)
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("CONDA_PREFIX", raising=False)
-    for method in ("dora", "qlora"):
-        open_run(config("--method", method))
-    return folder
+    with contextlib.chdir(folder), mock.patch.dict(os.environ):
+        os.environ.pop("CONDA_PREFIX", None)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A checkout with the user's own files, in which FIRST have been run."""
+    with checkout(tmp_path_factory.mktemp("readme") / "project") as folder:
+        shutil.copy(ROOT / "kit" / "assets" / "data" / SOURCES["ultrachat"].sample, folder / "my.jsonl")
+        for command in FIRST:
+            execute(command, folder)
+        filled(folder)
+        yield folder
+
+
+def filled(folder: Path) -> None:
+    """A rater's FILE.csv with every score given."""
+    assert outcome(["scripts/rate.py", "--export", "FILE.csv", "--recipe", "tiny"]) == 0
+    with open(folder / "FILE.csv", encoding="utf-8-sig", newline="") as file:
+        head, *rows = csv.reader(file)
+    with open(folder / "FILE.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([head, *([cell or "3" for cell in row] for row in rows)])
 
 
 def given_by_make(command: str, folder: Path) -> list[list[str]]:
     """The Python commands that the Makefile gives, without running them."""
     log, recorder = folder.parent / "log", folder.parent / "recorder"
+    log.unlink(missing_ok=True)
     recorder.write_text(f"#!/bin/sh\nfor word; do printf '%s\\037' \"$word\"; done >> '{log}'\necho >> '{log}'\n")
     recorder.chmod(0o755)
     done = subprocess.run([*shlex.split(command), f"PYTHON={recorder}"], cwd=folder, capture_output=True, text=True, check=False)
@@ -72,76 +115,100 @@ def given_by_make(command: str, folder: Path) -> list[list[str]]:
     return [line.split("\037")[:-1] for line in log.read_text().splitlines()]
 
 
-class Resolved(Exception):
-    """A script has its configuration."""
+class Here:
+    """In place of the process that scripts start for each of several seeds: the same command in this one."""
+
+    begin = subprocess.Popen
+
+    def __init__(self, command: list[str]) -> None:
+        with mock.patch.object(subprocess, "Popen", self.begin):
+            self.returncode = outcome(command[1:])
 
 
-def resolve(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs a script until it has its configuration; for several seeds, each seed's command too."""
-
-    def stop(*_: object) -> None:
-        raise Resolved
-
-    class Process:
-        returncode = 0
-
-        def __init__(self, child: list[str]) -> None:
-            resolve(child[1:], monkeypatch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("kit.cli.announce", stop)
-        patch.setattr("kit.cli.run", lambda main: main())
-        patch.setattr(subprocess, "Popen", Process)
-        patch.setattr(sys, "argv", command)
-        try:
-            runpy.run_path(command[0], run_name="__main__")
-        except Resolved:
-            return
-        except SystemExit as end:
-            if end.code in (0, None):
-                return
-    pytest.fail(f"{shlex.join(command)} ended without a configuration")
+def outcome(words: list[str]) -> int:
+    """The exit code of a script with its flags; whoever it asks says little and goes."""
+    added = [*(BENCH if Path(words[0]).stem == "bench" else SHORT), *(["--scale-down"] if {"--recipe", "qlora-galore"} <= set(words) else [])]
+    several = any("," in after for flag, after in itertools.pairwise(words) if flag == "--seeds")
+    with mock.patch.object(sys, "stdin", io.StringIO("5\n4\n3\n")), mock.patch.object(subprocess, "Popen", Here) if several else contextlib.nullcontext():
+        return in_process([*words, *added])
 
 
-def check(command: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = given_by_make(command, project) if command.startswith("make ") else [shlex.split(command)[1:]]
+def execute(command: str, folder: Path) -> None:
+    given = given_by_make(command, folder) if command.startswith("make ") else [shlex.split(command)[1:]]
     assert given, f"{command} does nothing"
     for words in given:
-        if words[0] == "-m":
-            assert importlib.util.find_spec(words[1])
-        else:
-            resolve(words, monkeypatch)
+        assert outcome(words) == 0, shlex.join(words)
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c not in RUN])
-def test_every_command_reaches_its_configuration(command: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(command, project, monkeypatch)
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benches and sweeps of the same shape with less in them."""
+    from kit import sweep
+    from kit.bench import harness
+
+    monkeypatch.setattr(sweep, "FACTORS", (1.0,))
+    monkeypatch.setattr(harness, "peak_alone", lambda *_: 0.5)  # a process for each variant: tests/test_bench.py
+    monkeypatch.setitem(BENCHES, "metrics", functools.partial(BENCHES["metrics"], rows=20))
+    dora = importlib.import_module("kit.bench.dora")  # the attribute is the function
+    monkeypatch.setattr(dora, "SHAPE", dora.SHAPE | {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "query_pre_attn_scalar": 16})
+    monkeypatch.setattr(dora, "ROWS", 2)
+    monkeypatch.setattr(dora, "LENGTH", 16)
+    monkeypatch.setattr(dora, "SETTINGS", {name: dora.SETTINGS[name] for name in ("train 16-bit x1", "generate float32")})
 
 
-@pytest.mark.parametrize("command", RUN)
-def test_what_is_cheap_is_run_whole(command: str, project: Path) -> None:
-    assert command in commands()
-    words = shlex.split(command)
-    words = [*words, f"PYTHON={sys.executable}"] if words[0] == "make" else [sys.executable, *words[1:]]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, cwd=project, env=env, capture_output=True, text=True, check=False)
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("command", [c for c in commands() if c not in {*WHOLE, *ELSEWHERE}])
+def test_every_command_does_its_work(command: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    if "--tasks" in command and not importlib.util.find_spec("lm_eval"):
+        assert outcome(shlex.split(command)[1:]) == 2
+        assert "pip install" in capsys.readouterr().err
+        return
+    if "norobots" in command:  # the entry that the page adds
+        monkeypatch.setitem(SOURCES, "norobots", entry("Source")[1])
+    execute(command, project)
+    if command.startswith("make compare ARGS"):  # all of them
+        assert {r["method"]: r["status"] for r in collect(project / "runs" / "tiny")} == dict.fromkeys(["base", *METHODS], "done")
+
+
+@pytest.mark.usefixtures("short")
+def test_make_bench_runs_every_bench(project: Path) -> None:
+    given = {words[1]: words for words in given_by_make("make bench", project)}
+    assert {words[0] for words in given.values()} == {"scripts/bench.py"}
+    assert given.keys() == BENCHES.keys()
+    for name in BENCHES.keys() - {"train", "scaling", "dora"}:  # dora has a command of its own
+        assert outcome(given[name]) == 0, name
+
+
+@pytest.mark.parametrize("command", WHOLE)
+def test_what_make_starts_itself(command: str) -> None:
+    done = subprocess.run([*shlex.split(command), *WHOLE[command], f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
-    if command == "make clean":
-        assert not (project / "runs").exists()
-        assert (ROOT / "kit").exists()
-    else:
-        assert done.stdout
+    assert done.stdout
 
 
-def test_a_wrong_command_is_found(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_clean_leaves_the_checkout(tmp_path: Path) -> None:
+    with checkout(tmp_path / "project") as folder:
+        open_run(config("--method", "dora"))
+        (folder / "report" / "example").mkdir(parents=True)
+        (folder / "report" / "report.md").touch()
+        assert subprocess.run(["make", "clean"], capture_output=True, check=False).returncode == 0
+        assert sorted(p.name for p in folder.iterdir()) == ["Makefile", "kit", "pyproject.toml", "report", "requirements.lock", "scripts"]
+        assert [p.name for p in (folder / "report").iterdir()] == ["example"]
+        assert (ROOT / "kit" / "assets").exists()
+
+
+def test_make_assets_starts_what_makes_them(tmp_path: Path) -> None:
+    with checkout(tmp_path / "project") as folder:
+        assert given_by_make("make assets", folder) == [["-m", "kit.assets.make"]]
+
+
+def test_a_wrong_command_is_found(project: Path) -> None:
     """This file's own checks can fail."""
-    from kit.errors import UserError
-
     for wrong in ('make train ARGS="--rnak 4"', "python scripts/train.py --method lroa", "make all METHOD=qlroa", "python scripts/eval.py runs/tiny/none-s0"):
-        with pytest.raises((UserError, AssertionError)):
-            check(wrong, project, monkeypatch)
+        with pytest.raises(AssertionError):
+            execute(wrong, project)
     with pytest.raises(AssertionError, match="No rule to make target"):
-        check("make al", project, monkeypatch)
+        execute("make al", project)
 
 
 def test_the_pages_hold_commands_and_know_what_there_is() -> None:
@@ -162,20 +229,26 @@ def test_links_lead_somewhere(page: Path, target: str) -> None:
     assert (page.parent / target).exists()
 
 
+def entry(kind: str) -> tuple[str, Any]:
+    """The example entry of a registry on kit/README.md."""
+    text = next(block for block in blocks(TEXT[PAGES[1]], "python") if f": {kind}(" in block)
+    ((name, made),) = eval("{" + text + "}", {"Method": Method, "Source": Source, **vars(metrics)}).items()
+    return name, made
+
+
 @pytest.mark.parametrize("kind", ["Method", "Source", "Metric"])
 def test_the_examples_of_entries_are_entries(kind: str) -> None:
-    text = next(block for block in blocks(TEXT[PAGES[1]], "python") if f": {kind}(" in block)
-    ((name, entry),) = eval("{" + text + "}", {"Method": Method, "Source": Source, **vars(metrics)}).items()
+    name, made = entry(kind)
     assert name not in METHODS
     if kind == "Source":
-        assert entry.shape in SHAPES
-        assert (ROOT / "kit" / "assets" / "data" / entry.sample).exists()
+        assert made.shape in SHAPES
+        assert (ROOT / "kit" / "assets" / "data" / made.sample).exists()
     if kind == "Metric":
         rows = [{"prediction": "one two three"}, {"prediction": "one"}]
-        assert entry.value(entry.statistics(rows)) == 2.0
-        assert isinstance(entry.statistics(rows), np.ndarray)
+        assert made.value(made.statistics(rows)) == 2.0
+        assert isinstance(made.statistics(rows), np.ndarray)
     if kind == "Method":
-        assert set(entry.settings) <= set(vars(config()))
+        assert set(made.settings) <= set(vars(config()))
         assert name.isalpha()
 
 

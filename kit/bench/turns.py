@@ -11,7 +11,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,8 @@ class Side:
     def step(self) -> Step:
         """Lets the process make its next step. MemoryError where it ran out of memory."""
         try:
-            self.pipe.send(None)
+            with suppress(BrokenPipeError):  # it has ended; what it said last still waits
+                self.pipe.send(None)
             answer = self.pipe.recv()
         except (EOFError, OSError):
             raise UserError("a training process of the bench was killed, most likely for want of memory") from None

@@ -78,14 +78,18 @@ def _figure(panels: int, *, lines: int = 1, width: float = 7.5, height: float = 
 def _save(figure: Any, path: Path) -> Path:
     """PATH.png and PATH.svg; without dates, versions and random names the same rows give the same bytes."""
     import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "kit", "svg.fonttype": "path"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a source's name may be in any script
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once for both
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
-        figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
+        # Each canvas draws once; savefig would draw a second time, to ask for the layout.
+        FigureCanvasSVG(figure).print_svg(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+        figure.dpi = 150
+        FigureCanvasAgg(figure).print_png(path.with_suffix(".png"), metadata={"Software": None})
     return path.with_suffix(".png")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -47,7 +48,8 @@ def confounded(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
     both = [*first, *second]
     base = any(r["method"] == BASE for r in both)
     reasons = list(dict.fromkeys(r["reason"] or "not ranked" for r in both if not r["ranked"]))
-    allowed = {"method", "seed", *own_settings(first[0]), *own_settings(second[0])} | (set(TRAINING_FIELDS) if base else set())
+    own = (own_settings(group[0]["method"], group[0]["config"].get("recipe")) for group in (first, second))
+    allowed = {"method", "seed"}.union(*own, TRAINING_FIELDS if base else ())
     for key in sorted({k for r in both for k in r["config"]}):
         # What belongs to a method may differ between methods, not between one method's seeds.
         groups = [both] if key not in allowed else [] if key in ("method", "seed") else [first, second]
@@ -67,12 +69,11 @@ def confounded(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
     return reasons
 
 
-def own_settings(row: Row) -> set[str]:
+@functools.cache
+def own_settings(method: str, recipe: str | None) -> frozenset[str]:
     """The settings that belong to a method: its entry's, its parts', and the recipe's block for it. They differ because the methods do."""
-    method = METHODS.get(row["method"])
-    recipe = row["config"].get("recipe")
-    block: Mapping[str, Any] = load_recipe(recipe).get("methods", {}).get(row["method"], {}) if recipe in recipes() else {}
-    return set(method.settings if method else {}) | set(block)
+    block: Mapping[str, Any] = load_recipe(recipe).get("methods", {}).get(method, {}) if recipe and recipe in recipes() else {}
+    return frozenset(METHODS[method].settings if method in METHODS else ()) | frozenset(block)
 
 
 def ledger(results: Results) -> list[tuple[str, str, list[str]]]:
