@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import itertools
 import re
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -65,26 +66,60 @@ def _tokenizer() -> Any:
     return Tokenizer13a()
 
 
-@lru_cache(maxsize=2**17)
-def _tokens(text: str) -> tuple[str, ...]:
-    return tuple(str(_tokenizer()(text)).split())
+ROUGE_TOKEN = re.compile("[a-z0-9]+")  # what rouge_score's tokenizer comes to, four times as fast
 
 
-def words(text: str) -> list[str]:
-    """sacreBLEU's 13a tokens. Its rules look no further than the next space, so a text's words are tokenised once each, which is much faster."""
-    text = text.rstrip()
-    if "-\n" in text or "<skipped>" in text:  # these are taken out first, and may join words
-        return list(_tokens(text))
-    return list(itertools.chain.from_iterable(map(_tokens, text.replace("\n", " ").split(" "))))
+class Vocabulary(dict[str, int]):
+    """Every word met so far -> its number; a word is tokenised once, by each of the tokenizers in TOKENS, whose tokens have numbers too.
+
+    13a's rules look no further than the next space and no ROUGE token holds one, so the tokens of a text are its words' tokens in a row.
+    """
+
+    TOKENS: ClassVar[dict[str, Callable[[str], list[str]]]] = {
+        "13a": lambda word: str(_tokenizer()(word)).split(), "rouge": lambda word: ROUGE_TOKEN.findall(word.lower()),
+    }  # fmt: skip
+
+    def __init__(self) -> None:
+        self.tokens: defaultdict[str, int] = defaultdict(itertools.count().__next__)
+        self.symbols = {name: array("q") for name in self.TOKENS}
+        self.ends = {name: array("q", [0]) for name in self.TOKENS}  # where a word's tokens end and the next one's begin
+
+    def __missing__(self, word: str) -> int:
+        for name, tokens_of in self.TOKENS.items():
+            self.symbols[name].extend(map(self.tokens.__getitem__, tokens_of(word)))
+            self.ends[name].append(len(self.symbols[name]))
+        self[word] = len(self)
+        return self[word]
+
+    def numbers(self, texts: Sequence[str], name: str) -> list[Symbols]:
+        """Each text's tokens as their numbers."""
+        if not texts:
+            return []
+        words = [_words(text) for text in texts]
+        found, last = np.concatenate(words), np.cumsum([len(w) for w in words]) - 1
+        symbols, ends = np.array(self.symbols[name], dtype=np.int64), np.array(self.ends[name], dtype=np.int64)
+        lengths = ends[found + 1] - ends[found]
+        upto = np.cumsum(lengths)
+        inside = np.arange(upto[-1]) - np.repeat(upto - lengths, lengths)
+        return np.split(symbols[np.repeat(ends[found], lengths) + inside], upto[last][:-1])
 
 
-_numbers: defaultdict[str, int] = defaultdict(itertools.count().__next__)  # every token met so far
+VOCABULARY = Vocabulary()
 
 
 @lru_cache(maxsize=2**14)
-def numbered(text: str) -> Symbols:
-    """The 13a tokens, each as its number; kept for a while, since a reference comes back with every run."""
-    return np.fromiter(map(_numbers.__getitem__, words(text)), dtype=np.int64)
+def _words(text: str) -> Symbols:
+    """A text's words as their numbers; kept for a while, since a reference comes back with every run."""
+    text = text.rstrip()
+    # 13a first takes these out, and may so join words: the text is one word.
+    words = [text] if "-\n" in text or "<skipped>" in text else text.replace("\n", " ").split(" ")
+    return np.fromiter(map(VOCABULARY.__getitem__, words), dtype=np.int64)
+
+
+def both_sides(rows: Sequence[Row], name: str) -> list[tuple[Symbols, Symbols]]:
+    """Each row's prediction and reference as token numbers."""
+    sides = (VOCABULARY.numbers([r[side] for r in rows], name) for side in ("prediction", "reference"))
+    return list(zip(*sides, strict=True))
 
 
 def overlaps(pairs: Sequence[tuple[Symbols, Symbols]], order: int) -> Array:
@@ -122,7 +157,7 @@ def _overlaps(pairs: Sequence[tuple[Symbols, Symbols]], order: int) -> Array:
 
 def bleu_statistics(rows: Sequence[Row]) -> Array:
     """[n, 2 + 2 x 4]: prediction and reference lengths, then matched and total n-grams of the prediction, in 13a tokens, case kept."""
-    found = overlaps([(numbered(r["prediction"]), numbered(r["reference"])) for r in rows], ORDER)
+    found = overlaps(both_sides(rows, "13a"), ORDER)
     return np.concatenate([found[:, 0, :2], found[:, :, 2], found[:, :, 0]], axis=1)
 
 
@@ -146,31 +181,16 @@ def bleu_signature() -> str:
     return f"corpus BLEU-4|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|empty counts|sacrebleu {sacrebleu.__version__}"
 
 
-ROUGE_TOKEN = re.compile("[a-z0-9]+")  # what rouge_score's tokenizer comes to, four times as fast
-
-
-@lru_cache(maxsize=2**17)
-def _rouge_tokens(word: str) -> tuple[int, ...]:
-    return tuple(_numbers[token] for token in ROUGE_TOKEN.findall(word.lower()))
-
-
-@lru_cache(maxsize=2**14)
-def _rouge_numbered(text: str) -> tuple[int, ...]:
-    """As `numbered`, of rouge_score's tokens: none holds a space."""
-    return tuple(itertools.chain.from_iterable(map(_rouge_tokens, text.split(" "))))
-
-
 def rouge_statistics(rows: Sequence[Row]) -> Array:
     """[n, 2]: the example's ROUGE-L F1 in percent (rouge_score's tokens, no stemming; LCS by rapidfuzz), and 1."""
     from rapidfuzz.distance import LCSseq
 
-    def f1(row: Row) -> float:
-        prediction, reference = _rouge_numbered(row["prediction"]), _rouge_numbered(row["reference"])
+    def f1(prediction: list[int], reference: list[int]) -> float:
         if not prediction or not reference:
             return 0.0
         return 200.0 * LCSseq.similarity(prediction, reference) / (len(prediction) + len(reference))
 
-    return np.array([[f1(row), 1.0] for row in rows])
+    return np.array([[f1(prediction.tolist(), reference.tolist()), 1.0] for prediction, reference in both_sides(rows, "rouge")])
 
 
 def chrf_statistics(rows: Sequence[Row]) -> Array:
@@ -201,12 +221,14 @@ def exact_statistics(rows: Sequence[Row]) -> Array:
 
 def length_statistics(rows: Sequence[Row]) -> Array:
     """[n, 2]: 13a tokens of prediction and reference."""
-    return np.array([[len(words(r[side])) for side in ("prediction", "reference")] for r in rows], dtype=np.float64)
+    return np.array([[len(side) for side in sides] for sides in both_sides(rows, "13a")], dtype=np.float64)
 
 
 def distinct_statistics(rows: Sequence[Row], n: int) -> Array:
     """[n, 2]: the reply's share of distinct n-grams in 13a tokens, and 1; a shorter reply has none and does not count."""
-    replies = [list(zip(*(tokens[i:] for i in range(n)), strict=False)) for tokens in (words(r["prediction"]) for r in rows)]
+    replies = [
+        list(zip(*(tokens[i:] for i in range(n)), strict=False)) for tokens in (t.tolist() for t in VOCABULARY.numbers([r["prediction"] for r in rows], "13a"))
+    ]
     return np.array([[len(set(grams)) / len(grams), 1.0] if grams else [0.0, 0.0] for grams in replies])
 
 

@@ -7,8 +7,10 @@ that a difference is paired by row.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +25,8 @@ RESAMPLES = 10_000
 CHUNK = 2**20
 ALPHA = 0.05
 PADDING = 2
+# Weights up to this many bytes are kept for the next table: 6,000 rows' are 60 MB.
+KEPT = 2**27
 
 
 def resampled(tables: Sequence[Array], sources: Sequence[str]) -> dict[str, list[Array]]:
@@ -30,23 +34,39 @@ def resampled(tables: Sequence[Array], sources: Sequence[str]) -> dict[str, list
 
     A test set holds a set number of rows of each source, so every source is resampled by itself: sums over sources are stratified.
     """
-    names, rng = np.asarray(sources), np.random.default_rng(0)
+    names, sizes = np.asarray(sources), sorted(Counter(sources).items())
     table, cuts = np.hstack(tables), np.cumsum([t.shape[1] for t in tables])[:-1]
+    drawn = (_kept if len(sources) * RESAMPLES <= KEPT else _weights)(tuple(n for _, n in sizes), RESAMPLES)
     out = {}
-    for source in sorted(set(sources)):
+    for (source, _), weights in zip(sizes, drawn, strict=True):
         part = table[names == source]
-        step = max(1, CHUNK // len(part))
         # The first is no product: numpy adds equal columns to equal sums, so that equal systems differ by exactly 0.
-        sums = [part.sum(axis=0, keepdims=True)]
-        sums += [_weights(rng, min(step, RESAMPLES - done), len(part)) @ part for done in range(0, RESAMPLES, step)]
+        sums = [part.sum(axis=0, keepdims=True), *(counts.astype(np.float64) @ part for counts in weights)]
         out[source] = np.split(np.concatenate(sums), cuts, axis=1)
     return out
 
 
-def _weights(rng: np.random.Generator, resamples: int, n: int) -> Array:
-    """[resamples, n]: how often each of n rows is drawn in n draws with replacement; counting draws is much faster than multinomial()."""
-    drawn = rng.integers(n, size=(resamples, n), dtype=np.int32) + n * np.arange(resamples)[:, None]
-    return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n).astype(np.float64)
+def _weights(sizes: Sequence[int], resamples: int) -> Iterator[Iterator[npt.NDArray[np.uint8]]]:
+    """For each number of rows n, in parts: [resamples, n], how often each row is drawn in n draws with replacement.
+
+    Counting draws is much faster than multinomial(). No count comes near 256: of more rows than that, one is drawn so often once in 10^500.
+    """
+    rng = np.random.default_rng(0)
+
+    def draws(n: int) -> Iterator[npt.NDArray[np.uint8]]:
+        step = max(1, CHUNK // n)
+        for done in range(0, resamples, step):
+            size = min(step, resamples - done)
+            drawn = rng.integers(n, size=(size, n), dtype=np.int32) + n * np.arange(size)[:, None]
+            yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.uint8)
+
+    return map(draws, sizes)
+
+
+@lru_cache(maxsize=1)
+def _kept(sizes: tuple[int, ...], resamples: int) -> list[list[npt.NDArray[np.uint8]]]:
+    """The weights in memory, since a report resamples the same rows for every method."""
+    return [list(weights) for weights in _weights(sizes, resamples)]
 
 
 def exchanged(differences: Array) -> Array:

@@ -4,6 +4,7 @@ data      the data stage beside plain datasets and chat-template tokenisation
 dora      a training and a generation step of LoRA, the kit's DoRA and PEFT's
 generate  replies one by one, in random batches, and as the kit makes them
 metrics   BLEU-4 and ROUGE-L by their libraries, and by the kit with intervals
+report    the report of 25 runs of 6,000 replies
 scaling   training cost as rows, length and rank grow; with --json also a figure beside the file
 startup   help, a wrong flag, and Make's list
 train     the training step beside a plain transformers + TRL + PEFT script; every method, or --method alone
@@ -24,7 +25,7 @@ from kit.errors import UserError, unknown
 
 def main() -> None:
     options = parser(__doc__ or "")
-    options.add_argument("what", help="data, dora, generate, metrics, scaling, startup or train")
+    options.add_argument("what", help="data, dora, generate, metrics, report, scaling, startup or train")
     options.add_argument("--rounds", type=int, metavar="N", help="timed rounds after a warm-up")
     options.add_argument("--json", metavar="FILE", help="write the figures to a file")
     options.add_argument("--model-config", metavar="NAME", help="train, scaling: a model of this shape with random weights: gemma-3-1b")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from kit.errors import UserError
-from kit.metrics import METRICS, as_evaluate, bleu_score, bleu_statistics, chrf_score, chrf_statistics, rouge_statistics, scores, scores_by_source, words
+from kit.metrics import METRICS, VOCABULARY, as_evaluate, bleu_score, bleu_statistics, chrf_score, chrf_statistics, rouge_statistics, scores, scores_by_source
 
 # Right, wrong, empty and blank answers, and text that tokenisers, lower case and n-gram counting treat in their own ways.
 ODD = [
@@ -172,7 +172,7 @@ def test_the_scores_of_a_source_are_those_of_its_rows() -> None:
 
 EVALUATE = """
 import json, sys
-from kit.metrics import METRICS, as_evaluate, scores
+from kit.metrics import METRICS, VOCABULARY, as_evaluate, scores
 import evaluate
 
 rows = json.load(sys.stdin)
@@ -206,4 +206,5 @@ def test_words_are_the_tokens_of_sacrebleu() -> None:
     rng, whole = random.Random(3), Tokenizer13a()
     pieces = [*"a9.,-&<>'\t\u00a0漢\r\n", "  ", " .", ". ", "-\n", "<skipped>", "&amp;", "&lt;", "3.5", "x,"]
     texts = ["".join(rng.choices(pieces, k=rng.randint(0, 14))) for _ in range(3000)]
-    assert [words(t) for t in texts] == [whole(t.rstrip()).split() for t in texts]
+    wanted = [[VOCABULARY.tokens[token] for token in whole(t.rstrip()).split()] for t in texts]
+    assert [found.tolist() for found in VOCABULARY.numbers(texts, "13a")] == wanted

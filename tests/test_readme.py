@@ -148,7 +148,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sweep, "FACTORS", (1.0,))
     monkeypatch.setattr(harness, "peak_alone", lambda *_: 0.5)  # a process for each variant: tests/test_bench.py
-    monkeypatch.setitem(BENCHES, "metrics", functools.partial(BENCHES["metrics"], rows=20))
+    for name in ("metrics", "report"):
+        monkeypatch.setitem(BENCHES, name, functools.partial(BENCHES[name], rows=20))
     dora = importlib.import_module("kit.bench.dora")  # the attribute is the function
     monkeypatch.setattr(dora, "SHAPE", dora.SHAPE | {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "query_pre_attn_scalar": 16})
     monkeypatch.setattr(dora, "ROWS", 2)
@@ -165,6 +166,8 @@ def test_every_command_does_its_work(command: str, project: Path, monkeypatch: p
         return
     if "norobots" in command:  # the entry that the page adds
         monkeypatch.setitem(SOURCES, "norobots", entry("Source")[1])
+    if command != "make report":  # it draws the figures of all that was made before
+        monkeypatch.setattr("kit.report.write.draw", lambda *_: [])
     execute(command, project)
     if command.startswith("make compare ARGS"):  # all of them
         assert {r["method"]: r["status"] for r in collect(project / "runs" / "tiny")} == dict.fromkeys(["base", *METHODS], "done")
