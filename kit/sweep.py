@@ -28,14 +28,15 @@ def sweep(config: RunConfig, *, share: float) -> dict[str, Any]:
     folder = Path(config.runs_dir) / config.name / "sweep"
     rows = config.limit_train or config.train_per_source * len(config.source)
     budget = max(round(rows * share), 1)
-    wanted = {"rows": budget, "epochs": config.epochs, "factors": list(FACTORS), "seed": config.seed}
+    rates = [float(f"{config.learning_rate * factor:.3g}") for factor in FACTORS]
+    settings = {k: v for k, v in config.identity().items() if k not in ("learning_rate", "limit_train")}
+    wanted = {"rows": budget, "learning_rates": rates, "settings": settings}
     path = folder / f"{config.method}.json"
     if path.exists() and (found := read_json(path))["budget"] == wanted:
         say(f"{path} is there already")
         return dict(found)
     curve = []
-    for factor in FACTORS:
-        rate = float(f"{config.learning_rate * factor:.3g}")
+    for rate in rates:
         trial = replace(config, learning_rate=rate, limit_train=budget, tuned=False, runs_dir=str(folder / f"{rate:g}"))
         curve.append(_trial(trial, train))
         free_memory()
@@ -43,6 +44,9 @@ def sweep(config: RunConfig, *, share: float) -> dict[str, Any]:
     if not judged:
         raise UserError(f"every learning rate of the sweep failed for {config.method}; the reasons are in {folder}/*/{config.name}")
     best = min(judged, key=lambda c: c["valid_perplexity"])["learning_rate"]
+    if min(rates) < max(rates) and best in (min(rates), max(rates)):
+        say(f"{best:g} is at the end of what was tried: a {'smaller' if best == min(rates) else 'larger'} one may be better; "
+            f"sweep around it with --learning-rate {best:g}")  # fmt: skip
     found = {"schema": SCHEMA, "method": config.method, "budget": wanted, "curve": curve, "best": best}
     write_json(path, found)
     return dict(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import runpy
 import subprocess
@@ -13,7 +14,7 @@ from unittest import mock
 import pytest
 
 from kit.cli import parser
-from kit.config import RunConfig, resolve
+from kit.config import DATA_FIELDS, RunConfig, resolve
 
 ROOT = Path(__file__).parent.parent
 # The suite tests the CPU path on every machine; tests marked gpu turn this off again.
@@ -67,6 +68,24 @@ def tiny(tmp_path: Path) -> Callable[..., RunConfig]:
 
     def make(*flags: str) -> RunConfig:
         return config("--data-dir", str(tmp_path / "data"), "--runs-dir", str(tmp_path / "runs"), "--report-dir", str(tmp_path / "report"), *flags)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For data that many tests read and none changes."""
+    return tmp_path_factory.mktemp("built")
+
+
+@pytest.fixture
+def ready(tiny: Callable[..., RunConfig], built: Path) -> Callable[..., RunConfig]:
+    """As `tiny`, with data that are built once for all tests that ask for the same."""
+
+    def make(*flags: str) -> RunConfig:
+        wanted = tiny(*flags)
+        key = hashlib.sha256(repr([getattr(wanted, f) for f in DATA_FIELDS]).encode()).hexdigest()[:16]
+        return tiny(*flags, "--data-dir", str(built / key))
 
     return make
 

@@ -69,10 +69,10 @@ def test_likelihoods_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatc
         assert a == pytest.approx(b, abs=1e-4)
 
 
-def test_out_of_memory_halves_the_batches_and_goes_on(tiny: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_out_of_memory_halves_the_batches_and_goes_on(ready: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
-    whole = tiny("--method", "base", "--limit", "12", "--max-new-tokens", "8", "--name", "whole")
+    whole = ready("--method", "base", "--limit", "12", "--max-new-tokens", "8", "--name", "whole")
     evaluate(whole)
     real, sizes = evaluation.answers, []
 
@@ -83,7 +83,7 @@ def test_out_of_memory_halves_the_batches_and_goes_on(tiny: Make, monkeypatch: p
         return real(*args)
 
     monkeypatch.setattr(evaluation, "answers", short_of_memory)
-    halved = tiny("--method", "base", "--limit", "12", "--max-new-tokens", "8", "--name", "halved")
+    halved = ready("--method", "base", "--limit", "12", "--max-new-tokens", "8", "--name", "halved")
     evaluate(halved)
     assert sizes[:3] == [12, 6, 3]
     assert "out of memory while generating 12 replies at once: going on with batches of" in capsys.readouterr().out
@@ -95,10 +95,10 @@ def test_out_of_memory_halves_the_batches_and_goes_on(tiny: Make, monkeypatch: p
     assert budgets[1] < budgets[0] / 4
 
 
-def test_a_single_reply_without_room_is_a_clear_error(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_reply_without_room_is_a_clear_error(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any) -> Any:
         raise MemoryError
 
     monkeypatch.setattr(evaluation, "answers", never)
     with pytest.raises(UserError, match="out of memory while generating a single reply; lower --max-new-tokens"):
-        evaluate(tiny("--method", "base", "--limit", "4"))
+        evaluate(ready("--method", "base", "--limit", "4"))

@@ -63,8 +63,8 @@ def test_likelihoods_equal_the_models_own_loss(loaded: tuple[Any, Renderer, list
     assert likelihoods(model, exams, 0) == pytest.approx(expected, rel=1e-4)
 
 
-def test_unknown_target_modules_are_listed_before_training(tiny: Make) -> None:
-    config = tiny("--method", "lora", "--target-modules", "q_prj", "--target-modules", "nothing")
+def test_unknown_target_modules_are_listed_before_training(ready: Make) -> None:
+    config = ready("--method", "lora", "--target-modules", "q_prj", "--target-modules", "nothing")
     model, _, _ = load_base(config)
     with pytest.raises(UserError) as error:
         attach(model, config)
@@ -72,24 +72,24 @@ def test_unknown_target_modules_are_listed_before_training(tiny: Make) -> None:
     assert len(error.value.problems) == 2
 
 
-def test_qlora_is_really_in_four_bits(tiny: Make) -> None:
-    model, _, _ = load_base(tiny("--method", "qlora"))
+def test_qlora_is_really_in_four_bits(ready: Make) -> None:
+    model, _, _ = load_base(ready("--method", "qlora"))
     kinds = [type(m).__name__ for m in model.modules()]
     assert kinds.count("Linear4bit") == 6 * 7
 
 
-def test_a_model_that_nf4_cannot_hold_is_an_error_not_a_silent_16_bit_run(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_nf4_cannot_hold_is_an_error_not_a_silent_16_bit_run(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unsloth_zoo.cpu.loader.cpu_bnb_4bit_supported", lambda: False)
     with pytest.raises(UserError, match="could not be loaded in 4-bit"):
-        load_base(tiny("--method", "qlora"))
+        load_base(ready("--method", "qlora"))
 
 
-def test_every_method_starts_from_the_same_adapter(tiny: Make) -> None:
+def test_every_method_starts_from_the_same_adapter(ready: Make) -> None:
     import torch
 
     first = []
     for method in ("qlora", "lora", "dora"):
-        config = tiny("--method", method)
+        config = ready("--method", method)
         model = attach(load_base(config)[0], config)
         first.append({n: p.detach() for n, p in model.named_parameters() if "lora_A" in n or "lora_B" in n})
     assert len(first[0]) == 2 * 6 * 7

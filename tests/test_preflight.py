@@ -18,8 +18,8 @@ Make = Callable[..., RunConfig]
 
 
 @pytest.mark.parametrize("method", ["lora", "qdora", "highrank", "full", "galore"])
-def test_counted_parameters_are_those_there_are(tiny: Make, method: str) -> None:
-    config = tiny("--method", method)
+def test_counted_parameters_are_those_there_are(ready: Make, method: str) -> None:
+    config = ready("--method", method)
     bare = skeleton(config)
     model = attach(load_base(config, training=True)[0], config)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -30,37 +30,37 @@ def test_counted_parameters_are_those_there_are(tiny: Make, method: str) -> None
     assert count(config, bare).weights == pytest.approx(stored, rel=0.02)
 
 
-def test_counted_optimiser_state_is_the_measured_one(tiny: Make) -> None:
+def test_counted_optimiser_state_is_the_measured_one(ready: Make) -> None:
     from kit.training import train
 
     for method in ("lora", "galore"):
-        config = tiny("--method", method, "--limit-train", "16")
+        config = ready("--method", method, "--limit-train", "16")
         need, bare = count(config, skeleton(config)), skeleton(config)
         weights = adapter_size(config, bare) if method == "lora" else sum(p.numel() for p in bare.parameters()) - bare.get_input_embeddings().weight.numel()
         states = need.trained - weights * (8 if method == "lora" else 4)
         assert train(config)["optimizer_state_mib"] == pytest.approx(states / 2**20, rel=0.03)
 
 
-def test_what_cannot_fit_is_refused_before_loading(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_fit_is_refused_before_loading(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "total_memory", lambda: 5 * 2**20)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
     with pytest.raises(UserError) as error:
-        check(tiny("--method", "full"))
+        check(ready("--method", "full"))
     assert len(error.value.problems) == 2
     assert "weights, gradients and optimiser states alone need" in error.value.problems[0]
     assert "of disk" in error.value.problems[1]
-    assert check(tiny("--method", "full", "--no-preflight")) is None
+    assert check(ready("--method", "full", "--no-preflight")) is None
 
 
-def test_a_tight_fit_is_only_said(tiny: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tight_fit_is_only_said(ready: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(preflight, "total_memory", lambda: 64 * 2**20)
-    assert check(tiny("--method", "lora")) > 0.06
+    assert check(ready("--method", "lora")) > 0.06
     assert "this may not fit" in capsys.readouterr().out
 
 
-def test_rank_and_targets_are_checked_together(tiny: Make) -> None:
+def test_rank_and_targets_are_checked_together(ready: Make) -> None:
     with pytest.raises(UserError) as error:
-        check(tiny("--method", "lora", "--rank", "64", "--target-modules", "k_proj", "--target-modules", "q_prj"))
+        check(ready("--method", "lora", "--rank", "64", "--target-modules", "k_proj", "--target-modules", "q_prj"))
     assert error.value.problems[0] == "unknown target module 'q_prj'; did you mean 'q_proj'?"
     assert error.value.problems[1].startswith("--rank 64 is larger than the layers it adapts (k_proj 48); use at most 48")
 
@@ -69,7 +69,7 @@ GEMMA = {"hidden_size": 1152, "num_hidden_layers": 26, "num_attention_heads": 4,
          "vocab_size": 262144}  # fmt: skip
 
 
-def test_gemma_3_1b_on_a_t4_by_count(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gemma_3_1b_on_a_t4_by_count(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The figures of the README: what trains on 15 GB, from shapes alone."""
     import torch
     from transformers import AutoModelForCausalLM, Gemma3TextConfig
@@ -80,12 +80,12 @@ def test_gemma_3_1b_on_a_t4_by_count(tiny: Make, monkeypatch: pytest.MonkeyPatch
     gpu = Gpu("Tesla T4", (7, 5), 15 * 2**30)
     for module in ("kit.preflight", "kit.device"):
         monkeypatch.setattr(f"{module}.cuda_gpu", lambda: (gpu, ""))
-    needs = {m: count(tiny("--method", m, "--rank", "16", "--optimizer", "adamw_8bit"), model) for m in ("qlora", "lora", "full")}
-    assert adapter_size(tiny("--method", "lora", "--rank", "16"), model) == 13_045_760
+    needs = {m: count(ready("--method", m, "--rank", "16", "--optimizer", "adamw_8bit"), model) for m in ("qlora", "lora", "full")}
+    assert adapter_size(ready("--method", "lora", "--rank", "16"), model) == 13_045_760
     assert needs["qlora"].weights / 1e9 == pytest.approx(0.97, abs=0.03)
     assert needs["lora"].weights / 1e9 == pytest.approx(2.0, abs=0.01)
     assert needs["full"].certain / 1e9 == pytest.approx(4 + 4 + 2, abs=0.01)
-    galore = count(tiny("--method", "galore", "--rank", "128", "--optimizer", "adamw_8bit"), model)
+    galore = count(ready("--method", "galore", "--rank", "128", "--optimizer", "adamw_8bit"), model)
     adam = 2 * (999_885_952 - 301_989_888)
     states = galore.trained - 4 * (999_885_952 - 301_989_888)
     assert (adam - states) / 1e9 > 0.5  # what GaLore saves over 8-bit Adam, embeddings frozen

@@ -150,7 +150,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "peak_alone", lambda *_: 0.5)  # a process for each variant: tests/test_bench.py
     for name in ("metrics", "report"):
         monkeypatch.setitem(BENCHES, name, functools.partial(BENCHES[name], rows=20))
-    dora = importlib.import_module("kit.bench.dora")  # the attribute is the function
+    dora, report = (importlib.import_module(f"kit.bench.{name}") for name in ("dora", "report"))  # the attributes are the functions
+    monkeypatch.setattr(report, "METHODS", ("lora",))
     monkeypatch.setattr(dora, "SHAPE", dora.SHAPE | {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "query_pre_attn_scalar": 16})
     monkeypatch.setattr(dora, "ROWS", 2)
     monkeypatch.setattr(dora, "LENGTH", 16)

@@ -21,7 +21,7 @@ from kit.trainer import Kit, tracker
 from kit.training import last_checkpoint, train
 
 Make = Callable[..., RunConfig]
-SHORT = ("--limit-train", "128", "--limit-test", "6", "--max-new-tokens", "8")
+SHORT = ("--limit-train", "128", "--limit-test", "6", "--max-new-tokens", "8", "--forgetting-text", "none")
 # Methods that train.json counts differently or whose cost is their parts'.
 SINGLE = [m for m, method in METHODS.items() if not method.parts]
 
@@ -31,8 +31,8 @@ def log(config: RunConfig) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("method", [m for m in SINGLE if m != "qlora"])  # qlora: tests/test_end_to_end.py
-def test_every_method_trains_saves_and_passes_its_gates(tiny: Make, method: str) -> None:
-    config = tiny("--method", method, *SHORT)
+def test_every_method_trains_saves_and_passes_its_gates(ready: Make, method: str) -> None:
+    config = ready("--method", method, *SHORT)
     record = train(config)
     gates = record["gates"] | evaluate(config)["gates"]
     assert {"supervised_text", "terminator", "gradients", "moved", "learning_rate", "loss_fell", "finite", "reloaded", "batched"} == set(gates)
@@ -45,43 +45,44 @@ def test_every_method_trains_saves_and_passes_its_gates(tiny: Make, method: str)
 
 
 @pytest.mark.parametrize(("recipe", "method"), [(r, p["method"]) for r in recipes() for p in load_recipe(r).get("published", [])])
-def test_the_published_set_ups_run_scaled_down(tmp_path: Path, recipe: str, method: str) -> None:
+def test_the_published_set_ups_run_scaled_down(tmp_path: Path, built: Path, recipe: str, method: str) -> None:
     """Each set-up's method, format and batch on the built-in model of its family, from data to scores."""
-    config = resolve(parser("").parse(["--recipe", recipe, "--scale-down", "--method", method, *SHORT, "--max-steps", "4", *places(tmp_path)]))
+    flags = ("--recipe", recipe, "--scale-down", "--method", method, *SHORT, "--max-steps", "3", *places(tmp_path), "--data-dir", str(built / recipe))
+    config = resolve(parser("").parse(flags))
     record = train(config)
-    assert record["steps"] == 4
+    assert record["steps"] == 3
     scored = evaluate(config)
     assert scored["all"]["perplexity"]["value"] > 1
     gates = record["gates"] | scored["gates"]
     assert {name: gate for name, gate in gates.items() if gate["passed"] is False} == {}
 
 
-def test_gpt_neo_has_no_chat_template_and_no_pad_token(tiny: Make) -> None:
+def test_gpt_neo_has_no_chat_template_and_no_pad_token(ready: Make) -> None:
     with pytest.raises(UserError, match="has no chat template; use --format alpaca"):
-        train(tiny("--model", "builtin-gptneo", "--format", "chat", "--target-modules", "q_proj"))
+        train(ready("--model", "builtin-gptneo", "--format", "chat", "--target-modules", "q_proj"))
 
 
-def test_only_what_a_method_trains_has_optimiser_state(tiny: Make) -> None:
+def test_only_what_a_method_trains_has_optimiser_state(ready: Make) -> None:
     """GaLore's and APOLLO's state is smaller than Adam's on the same weights; the embeddings are left alone unless asked for."""
-    states = {m: train(tiny("--method", m, "--limit-train", "16", "--no-train-embeddings"))["optimizer_state_mib"] for m in ("full", "galore", "apollo")}
+    states = {m: train(ready("--method", m, "--limit-train", "16", "--no-train-embeddings"))["optimizer_state_mib"] for m in ("full", "galore", "apollo")}
     assert states["apollo"] < states["galore"] < 0.7 * states["full"]
 
 
-def test_the_kits_dora_trains_as_pefts_does(tiny: Make, tmp_path: Path) -> None:
+def test_the_kits_dora_trains_as_pefts_does(ready: Make, tmp_path: Path) -> None:
     logs = []
     for kernel in ("kit", "peft"):
-        config = tiny("--method", "qdora", *SHORT, "--dora-kernel", kernel, "--runs-dir", str(tmp_path / kernel))
+        config = ready("--method", "qdora", *SHORT, "--max-steps", "8", "--dora-kernel", kernel, "--runs-dir", str(tmp_path / kernel))
         train(config)
         logs.append([r["loss"] for r in log(config)])
     assert logs[0] == pytest.approx(logs[1], rel=1e-3)
 
 
-def test_accumulation_does_not_change_the_trajectory(tiny: Make, tmp_path: Path) -> None:
+def test_accumulation_does_not_change_the_trajectory(ready: Make, tmp_path: Path) -> None:
     """1 x 8, 8 x 1 and 2 x 4 are the same effective batch: the same rows, the same loss but for the order of the sums."""
     curves = []
     for micro, accumulation in ((8, 1), (1, 8), (2, 4)):
         batch = ("--micro-batch", str(micro), "--accumulation", str(accumulation), "--runs-dir", str(tmp_path / str(micro)))
-        config = tiny("--method", "lora", *SHORT, *batch)
+        config = ready("--method", "lora", *SHORT, "--max-steps", "8", *batch)
         train(config)
         curves.append([r["loss"] for r in log(config)])
     for other in curves[1:]:
@@ -90,22 +91,22 @@ def test_accumulation_does_not_change_the_trajectory(tiny: Make, tmp_path: Path)
         assert sum(drift) / len(drift) < 5e-4
 
 
-def test_the_same_rows_in_the_same_order_for_every_method(tiny: Make) -> None:
+def test_the_same_rows_in_the_same_order_for_every_method(ready: Make) -> None:
     logs = []
     for method in ("lora", "galore"):
-        config = tiny("--method", method, *SHORT, "--max-steps", "4")
+        config = ready("--method", method, *SHORT, "--max-steps", "4")
         train(config)
         logs.append([(r["tokens"], r["supervised"]) for r in log(config)])
     assert logs[0] == logs[1]
 
 
-def test_the_trainer_computes_in_the_recorded_precision(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trainer_computes_in_the_recorded_precision(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL turns bfloat16 autocast on by itself where the processor has it, which would make the recorded float32 a lie."""
     found = []
     monkeypatch.setattr(Kit, "create_optimizer", lambda self: found.append((self.args.bf16, self.args.fp16, self.accelerator.mixed_precision)) or 1 / 0)
     monkeypatch.setattr("unsloth_zoo.cpu.trainer.cpu_bf16_supported", lambda: True)
     with pytest.raises(ZeroDivisionError):
-        train(tiny("--method", "lora", *SHORT))
+        train(ready("--method", "lora", *SHORT))
     assert found == [(False, False, "no")]
 
 
@@ -122,9 +123,9 @@ def out_of_memory_above(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(Kit, "training_step", step)
 
 
-def test_out_of_memory_names_the_batch_that_fits(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_names_the_batch_that_fits(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     out_of_memory_above(monkeypatch, 2)
-    config = tiny("--method", "lora", *SHORT)
+    config = ready("--method", "lora", *SHORT)
     with pytest.raises(UserError, match=r"out of memory while training \(warmup\); this fits at the same effective batch: --micro-batch 2 --accumulation 4"):
         train(config)
     record = read_json(config.run_dir / "train.json")
@@ -133,18 +134,18 @@ def test_out_of_memory_names_the_batch_that_fits(tiny: Make, monkeypatch: pytest
     assert collect(config.run_dir.parent)[0]["status"] == "oom"
 
 
-def test_auto_batch_keeps_the_effective_batch(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = tiny("--method", "lora", *SHORT, "--max-steps", "4", "--name", "whole")
+def test_auto_batch_keeps_the_effective_batch(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = ready("--method", "lora", *SHORT, "--max-steps", "4", "--name", "whole")
     train(whole)
     out_of_memory_above(monkeypatch, 2)
-    config = tiny("--method", "lora", *SHORT, "--max-steps", "4", "--auto-batch")
+    config = ready("--method", "lora", *SHORT, "--max-steps", "4", "--auto-batch")
     record = train(config)
     assert (record["micro_batch"], record["accumulation"]) == (2, 4)
     assert [r["loss"] for r in log(config)] == pytest.approx([r["loss"] for r in log(whole)], rel=1e-3)
 
 
-def test_a_rate_that_diverges_fails_with_its_reason(tiny: Make) -> None:
-    config = tiny("--method", "full", *SHORT, "--learning-rate", "1e30", "--max-grad-norm", "1e30", "--warmup-ratio", "0")
+def test_a_rate_that_diverges_fails_with_its_reason(ready: Make) -> None:
+    config = ready("--method", "full", *SHORT, "--learning-rate", "1e30", "--max-grad-norm", "1e30", "--warmup-ratio", "0")
     with pytest.raises(UserError, match=r"training diverged: the loss of step \d+ is nan; lower --learning-rate"):
         train(config)
     assert read_json(config.run_dir / "train.json")["status"] == "failed"
@@ -168,20 +169,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path
     assert "checkpoint-10 is damaged (trainer_state.json: JSONDecodeError)" in shown
 
 
-def test_tensorboard_files_lie_beside_the_run(tiny: Make) -> None:
-    config = tiny("--method", "lora", "--limit-train", "16", "--report-to", "tensorboard")
+def test_tensorboard_files_lie_beside_the_run(ready: Make) -> None:
+    config = ready("--method", "lora", "--limit-train", "16", "--report-to", "tensorboard")
     train(config)
     assert list((config.run_dir / "tensorboard").glob("events.out.tfevents.*"))
 
 
-def test_a_tracker_that_is_not_installed_is_an_error(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_not_installed_is_an_error(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match="--report-to wandb needs a package that is not installed"):
-        tracker(tiny("--report-to", "wandb"), Path("x"))
+        tracker(ready("--report-to", "wandb"), Path("x"))
 
 
-def test_a_run_whose_gate_failed_is_not_ranked(tiny: Make) -> None:
-    config = tiny("--method", "lora")
+def test_a_run_whose_gate_failed_is_not_ranked(ready: Make) -> None:
+    config = ready("--method", "lora")
     folder = config.run_dir
     folder.mkdir(parents=True)
     write_json(folder / "config.json", config.identity())
