@@ -255,15 +255,14 @@ class _Product(torch.autograd.Function):
             out = ctx.layer.checked(out, sums, lambda module: _product(_base_product(module, x), xa, b, scale, factor))
         a, lows, to_base = a.to(xa.dtype), _widened(_rows(xa), scale), g.new_empty(g.shape)
         b, to_xa = b.to(lows.dtype), torch.empty_like(lows)
-        to_b: Any = 0
-        to_magnitude: Any = 0
+        to_b, to_magnitude = lows.new_zeros(lows.shape[1], len(scale)), torch.zeros_like(scale)
         for to, rows, kept, low, to_low in _blocks(_rows(to_base), _rows(g), _rows(out), lows, to_xa):
             scaled = _widened(rows, scale) * scale
             to.copy_(scaled)
             narrow = to if to.dtype == low.dtype else scaled.to(low.dtype)
             torch.mm(narrow, b, out=to_low)
-            to_b = to_b + low.T @ narrow
-            to_magnitude = to_magnitude + scaled.mul_(_widened(kept, scale)).sum(0)
+            to_b.addmm_(low.T, narrow)
+            to_magnitude.add_(scaled.mul_(_widened(kept, scale)).sum(0))
         to_xa = (to_xa * ctx.scaling).to(xa.dtype)
         to_x = (to_xa @ a).reshape(x.shape) if ctx.needs_input_grad[1] else None
         return to_base, to_x, to_xa.T @ _rows(x).to(to_xa.dtype), to_b.T * ctx.scaling, to_magnitude * inverse, None, None, None, None, None
