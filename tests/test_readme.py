@@ -32,6 +32,7 @@ from conftest import ROOT, config, in_process
 from kit import metrics
 from kit.bench import BENCHES
 from kit.config import recipes
+from kit.files import read_json
 from kit.methods import METHODS, Method
 from kit.report.rows import collect
 from kit.runs import open_run
@@ -222,6 +223,24 @@ def test_the_pages_hold_commands_and_know_what_there_is() -> None:
     assert [r for r in recipes() if f"`{r}`" not in readme] == []
     named = " ".join(commands())
     assert [p.stem for p in (ROOT / "scripts").glob("*.py") if f"make {p.stem}" not in named and f"scripts/{p.name}" not in named] == []
+
+
+def speeds() -> list[tuple[str, str]]:
+    """(ratios, file with the figures) of every row of the table of speed."""
+    section = TEXT[PAGES[0]].partition("## Speed")[2].partition("\n## ")[0]
+    return re.findall(r"^\|[^|]*\|[^|]*\| (\d[^|]*) \| \[\w+\]\(([^)]+)\)", section, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("said", "path"), speeds())
+def test_the_speeds_are_those_that_were_measured(said: str, path: str) -> None:
+    found = read_json(ROOT / path)
+    assert found["command"].startswith("python scripts/bench.py")
+    measured = {f"{ratio:.{digits}f}" for ratio in found["ratios"].values() for digits in (0, 1, 2)}
+    assert set(re.findall(r"[\d.]+", said)) <= measured
+
+
+def test_every_speed_is_checked() -> None:
+    assert len(speeds()) == 8
 
 
 def links() -> list[tuple[Path, str]]:
