@@ -226,9 +226,8 @@ def length_statistics(rows: Sequence[Row]) -> Array:
 
 def distinct_statistics(rows: Sequence[Row], n: int) -> Array:
     """[n, 2]: the reply's share of distinct n-grams in 13a tokens, and 1; a shorter reply has none and does not count."""
-    replies = [
-        list(zip(*(tokens[i:] for i in range(n)), strict=False)) for tokens in (t.tolist() for t in VOCABULARY.numbers([r["prediction"] for r in rows], "13a"))
-    ]
+    tokens = [found.tolist() for found in VOCABULARY.numbers([r["prediction"] for r in rows], "13a")]
+    replies = [list(zip(*(reply[i:] for i in range(n)), strict=False)) for reply in tokens]
     return np.array([[len(set(grams)) / len(grams), 1.0] if grams else [0.0, 0.0] for grams in replies])
 
 
