@@ -91,7 +91,7 @@ compare: data base ## the same for every one of METHODS, then one report
 	@set -e; for m in $(METHODS); do $(RUN)/train.py --method $$m $(SEEDED); $(RUN)/eval.py --method $$m $(SEEDED); done
 	@$(RUN)/report.py $(FLAGS)
 
-sweep: data ## the same small learning-rate budget for every one of METHODS, judged on validation rows
+sweep: $(READY) ## the same small learning-rate budget for every one of METHODS, judged on validation rows
 	@set -e; for m in $(filter-out hybrid combined,$(METHODS)); do $(RUN)/sweep.py --method $$m $(FLAGS); done
 
 rate: $(READY) ## score the replies by hand, blind, from 0 to 5 (RATER=your-name)
@@ -109,7 +109,7 @@ doctor: $(READY) ## what this machine has, and what to do where something is wro
 bench: $(READY) ## time both sides of every claim of speed, interleaved (minutes each; dora half an hour on a CPU)
 	@set -e; for b in startup data metrics report generate train dora scaling; do $(RUN)/bench.py $$b $(FLAGS); done
 
-test: $(READY) ## the tests (5 to 7 minutes on 2 cores)
+test: $(READY) ## the tests (5 minutes on 2 cores)
 	@$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY) ## ruff and mypy

@@ -21,6 +21,9 @@ ROOT = Path(__file__).parent.parent
 os.environ["UNSLOTH_FORCE_CPU"] = "1"
 # Two test processes run side by side; more threads than cores would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What `make test ARGS=...` was given is not for the makes that tests start.
+for name in ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "ARGS"):
+    os.environ.pop(name, None)
 
 
 # The files that take longest come first, so that the test processes end at about the same time.

@@ -16,7 +16,7 @@ from conftest import ROOT, places, script
 
 from kit.files import read_json, read_jsonl, sha256
 
-SMALL = ("--recipe", "tiny", "--limit-train", "480", "--limit-test", "96")
+SMALL = ("--recipe", "tiny", "--limit-train", "240", "--limit-test", "96")
 # Put on PYTHONPATH of every stage: any connection or name look-up is written down and refused; a process that imported Unsloth says so at its end.
 WATCHED = """
 import atexit, os, socket, sys
@@ -87,10 +87,10 @@ def test_tuning_shows_a_real_gain(folder: Path) -> None:
 def test_training_is_recorded(folder: Path) -> None:
     record = read_json(run(folder) / "train.json")
     assert record["status"] == "done"
-    assert record["steps"] == 60
+    assert record["steps"] == 30
     assert set(record["phases"]) == {"load", "warmup", "steps", "save", "validation"}
     log = list(read_jsonl(run(folder) / "log.jsonl"))
-    assert [r["step"] for r in log] == list(range(1, 61))
+    assert [r["step"] for r in log] == list(range(1, 31))
     assert sum(r["loss"] for r in log[-10:]) < 0.7 * sum(r["loss"] for r in log[:10])
     assert record["tokens_total"] > record["tokens_supervised"] > 0
     assert record["tokens_total"] == log[-1]["tokens"]
@@ -112,7 +112,7 @@ def test_trained_tokens_are_those_of_the_data(folder: Path) -> None:
     from kit.hub import load_tokenizer
     from kit.prompts import Renderer
 
-    rows = list(read_jsonl(folder / "data" / "tiny" / "train.jsonl"))[:480]
+    rows = list(read_jsonl(folder / "data" / "tiny" / "train.jsonl"))[:240]
     examples = Renderer(load_tokenizer("builtin"), "chat", 256).examples(rows)
     record = read_json(run(folder) / "train.json")
     assert record["tokens_total"] == sum(len(e.input_ids) for e in examples)
@@ -190,21 +190,21 @@ def until(process: subprocess.Popen[bytes], state: Path) -> None:
 
 def test_a_stopped_and_then_killed_training_ends_where_an_undisturbed_one_does(folder: Path, tmp_path: Path) -> None:
     """Ctrl-C, then SIGKILL, then the same command once more: the adapter is the undisturbed run's, bit for bit."""
-    flags = [*SMALL, *places(tmp_path), "--data-dir", str(folder / "data"), "--method", "qlora", "--save-steps", "10"]
+    flags = [*SMALL, *places(tmp_path), "--data-dir", str(folder / "data"), "--method", "qlora", "--save-steps", "5"]
     command = [sys.executable, str(ROOT / "scripts/train.py"), *flags]
     checkpoints = run(tmp_path) / "checkpoints"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    until(process, checkpoints / "checkpoint-10" / "trainer_state.json")
+    until(process, checkpoints / "checkpoint-5" / "trainer_state.json")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert re.search(r"stopped at step \d+, saved as checkpoint-\d+; the same command goes on there", said)
     assert read_json(run(tmp_path) / "train.json")["status"] == "cancelled"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until(process, checkpoints / "checkpoint-30" / "trainer_state.json")
+    until(process, checkpoints / "checkpoint-15" / "trainer_state.json")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert (checkpoints / "checkpoint-30").exists()
+    assert (checkpoints / "checkpoint-15").exists()
     done = script("train", *flags)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "going on from checkpoint-" in done.stdout
