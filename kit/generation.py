@@ -64,7 +64,7 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], *, stop: Sequence[int
     stops = torch.tensor(list(stop), device=model.device)
     replies: list[list[int]] = [[] for _ in prompts]
     rows, alive = list(range(len(prompts))), torch.ones(len(prompts), dtype=torch.bool, device=model.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(model):
         cache, mask, chosen = _read(model, prompts, pad, max_new_tokens)
         positions = mask[:, : cache.longest].sum(-1, keepdim=True)
         for step in range(1, max_new_tokens + 1):
@@ -105,6 +105,18 @@ def _read(model: Any, prompts: Sequence[Sequence[int]], pad: int, max_new_tokens
         cache.put(read, part.start)
         mask[part, : cache.longest] = torch.nn.functional.pad(seen, (cache.longest - seen.shape[1], 0))
     return cache, mask, torch.cat(chosen)
+
+
+def autocast(model: Any) -> Any:
+    """The mixed precision of the model's training, which Unsloth's own `generate` uses too; none for a model in float32.
+
+    In the mode that keeps Gemma 3's residuals in float32, on GPUs without bfloat16, Unsloth's norms give float16 whatever the weights are.
+    """
+    import torch
+
+    forced = getattr(model, "_unsloth_forced_float32", False)
+    kind = torch.float16 if forced else model.get_input_embeddings().weight.dtype
+    return torch.autocast(model.device.type, kind, enabled=kind != torch.float32)
 
 
 def read_at_once(model: Any) -> int:
@@ -149,7 +161,7 @@ def _log_probs(model: Any, exams: Sequence[Exam], pad: int) -> list[list[float]]
     ids, mask = padded([[*e.prompt_ids, *e.reference_ids] for e in exams], pad, model.device)
     longest = max(len(e.reference_ids) for e in exams)
     out = []
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(model):
         # Left padding puts every reply at the end: only its logits are computed.
         logits = model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False, logits_to_keep=longest + 1).logits
         for row, exam in enumerate(exams):

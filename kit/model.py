@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,11 @@ def load_base(config: RunConfig, *, training: bool = False, folder: Path | None 
     chosen = precision(config, training=training)
     where = str(folder or config.model)
     say(f"loading {where}{' in 4-bit NF4' if four_bit else ''}, computing in {chosen.name}: {chosen.reason}")
-    whole: dict[str, bool] = {}
+    whole: dict[str, Any] = {}
     if training and config.technique.full:
         # Weights held in 16 bits lose the updates smaller than their rounding: on a GPU Unsloth keeps them in float32 and computes in 16 bits.
-        whole = {"full_finetuning": True} | ({"float32_mixed_precision": True} if cuda_gpu()[0] else {})
+        # Queries and keys are in float32 then and values in 16 bits, which flex attention, Unsloth's choice for Gemma 3, refuses.
+        whole = {"full_finetuning": True} | ({"float32_mixed_precision": True, "attn_implementation": "sdpa"} if cuda_gpu()[0] else {})
     with hub_errors(f"model {config.model}"):
         model, tokenizer = unsloth.FastModel.from_pretrained(
             model_name=str(folder) if folder else loadable(config.model), max_seq_length=config.max_length + config.max_new_tokens,
@@ -53,6 +55,18 @@ def load_base(config: RunConfig, *, training: bool = False, folder: Path | None 
         raise UserError(f"{config.model} could not be loaded in 4-bit on this machine (bitsandbytes rejects its layers); use --method lora")
     model.requires_grad_(False)
     return model, tokenizer, chosen
+
+
+def built(architecture: Any, **settings: Any) -> Any:
+    """A model of an architecture with random weights, leaving no trace.
+
+    transformers' lazy package keeps every class it once gave: on a GPU Unsloth's compiled class, with the fused loss, would not be used any more.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(architecture, **settings)
+    vars(sys.modules[type(architecture).__module__.rpartition(".")[0]]).pop(type(model).__name__, None)
+    return model
 
 
 def linear_layers(model: Any) -> dict[str, tuple[int, int]]:

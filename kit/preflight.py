@@ -11,7 +11,7 @@ from kit.console import say
 from kit.device import cuda_gpu, total_memory
 from kit.errors import UserError
 from kit.hub import hub_errors, loadable
-from kit.model import check_targets, linear_layers, precision
+from kit.model import built, check_targets, linear_layers, precision
 
 GIB = 2**30
 # NF4 with double quantisation: 4 bits, an 8-bit scale for each 64 values and a float32 for each 256 scales (Dettmers et al. 2023, section 3).
@@ -41,7 +41,7 @@ class Need(NamedTuple):
 def skeleton(config: RunConfig) -> Any:
     """The model's architecture on torch's meta device: shapes, no weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     with hub_errors(f"model {config.model}"):
         architecture = AutoConfig.from_pretrained(loadable(config.model), revision=config.revision or None, trust_remote_code=False)
@@ -49,7 +49,7 @@ def skeleton(config: RunConfig) -> Any:
     if hasattr(architecture, "quantization_config"):
         del architecture.quantization_config
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(architecture)
+        return built(architecture)
 
 
 def check(config: RunConfig) -> float | None:

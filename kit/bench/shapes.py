@@ -35,12 +35,13 @@ def shaped(config: RunConfig, shape: str, layers: int | None) -> Iterator[RunCon
 def build(settings: dict[str, Any], folder: Path) -> None:
     """Saves the model in bfloat16 with the built-in tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM, Gemma3TextConfig
+    from transformers import Gemma3TextConfig
 
     from kit.hub import load_tokenizer
+    from kit.model import built
 
     tokenizer: Any = load_tokenizer("builtin")
     torch.manual_seed(0)
     ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    AutoModelForCausalLM.from_config(Gemma3TextConfig(**settings, **ids), dtype=torch.bfloat16).save_pretrained(folder)
+    built(Gemma3TextConfig(**settings, **ids), dtype=torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
