@@ -1,0 +1,46 @@
+"""What a GPU run does in Unsloth's code, done on a CPU (pretend_gpu.py): for a T4, which has no bfloat16, and for a newer card."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, places
+
+from kit.files import read_json
+
+SHORT = ("--recipe", "tiny", "--gradient-checkpointing", "--limit-train", "24", "--limit-test", "4", "--max-new-tokens", "4", "--forgetting-text", "none")
+
+
+def pretended(capability: str, folder: Path, *stages: tuple[str, str]) -> list[Any]:
+    """Runs (script, method) one after the other; (class's module, attention, kept in float32) of each model that was loaded."""
+    words = [word for name, method in stages for word in ("--", name, "--method", method, *SHORT, *places(folder))]
+    env = os.environ | {"UNSLOTH_COMPILE_LOCATION": str(folder / "compiled")}
+    command = [sys.executable, str(ROOT / "tests" / "pretend_gpu.py"), capability, *words[1:]]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
+def gates(folder: Path, run: str, stage: str) -> dict[str, bool | None]:
+    return {name: gate["passed"] for name, gate in read_json(folder / "runs" / "tiny" / run / f"{stage}.json")["gates"].items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("capability", "adapter", "attention"), [("7.5", "qdora", "eager"), ("9.0", "lora", "flex_attention")])
+def test_adapters_and_whole_weights(capability: str, adapter: str, attention: str, tmp_path: Path) -> None:
+    """Unsloth's compiled class, whose fused loss never holds all logits, is the one in use; gradients, reloading and batching hold their bounds."""
+    loaded = pretended(capability, tmp_path, ("train", adapter), ("eval", adapter), ("train", "galore"))
+    forced = capability == "7.5"
+    # Whole weights are in float32 and computed with in 16 bits, for which flex attention is no choice.
+    assert loaded == [["unsloth_compiled_module_gemma3", a, forced] for a in (attention, attention, "eager")]
+    assert set(gates(tmp_path, f"{adapter}-s0", "eval").values()) == {True}
+    for run in (f"{adapter}-s0", "galore-s0"):
+        found = gates(tmp_path, run, "train")
+        assert {name for name, passed in found.items() if passed} == found.keys() - {"learning_rate"}
+    assert read_json(tmp_path / "runs" / "tiny" / f"{adapter}-s0" / "train.json")["precision"]["name"] == ("float16" if forced else "bfloat16")
