@@ -16,7 +16,7 @@ from conftest import ROOT, places, script
 
 from kit.files import read_json, read_jsonl, sha256
 
-SMALL = ("--recipe", "tiny", "--limit-train", "240", "--limit-test", "96")
+SMALL = ("--recipe", "tiny", "--valid-per-source", "8", "--limit-train", "240", "--limit-test", "96")
 # Put on PYTHONPATH of every stage: any connection or name look-up is written down and refused; a process that imported Unsloth says so at its end.
 WATCHED = """
 import atexit, os, socket, sys

@@ -14,7 +14,8 @@ from conftest import ROOT, places
 
 from kit.files import read_json
 
-SHORT = ("--recipe", "tiny", "--gradient-checkpointing", "--limit-train", "24", "--limit-test", "4", "--max-new-tokens", "4", "--forgetting-text", "none")
+DATA = ("--train-per-source", "8", "--valid-per-source", "1", "--test-per-source", "2", "--max-length", "96")
+SHORT = ("--recipe", "tiny", *DATA, "--gradient-checkpointing", "--max-new-tokens", "4", "--forgetting-text", "none")
 
 
 def pretended(capability: str, folder: Path, *stages: tuple[str, str]) -> list[Any]:

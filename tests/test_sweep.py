@@ -13,7 +13,7 @@ from kit.files import read_json
 from kit.sweep import sweep
 
 Make = Callable[..., RunConfig]
-SHORT = ("--method", "lora", "--limit-train", "256")
+SHORT = ("--method", "lora", "--limit-train", "256", "--valid-per-source", "8")
 
 
 def test_a_sweep_keeps_its_curve_and_gives_the_best_rate(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,8 @@ from kit.trainer import Kit, tracker
 from kit.training import last_checkpoint, train
 
 Make = Callable[..., RunConfig]
-SHORT = ("--limit-train", "128", "--limit-test", "6", "--max-new-tokens", "8", "--forgetting-text", "none")
+SHORT = ("--limit-train", "128", "--limit-test", "6", "--valid-per-source", "8", "--max-new-tokens", "8", "--forgetting-text", "none")
+FEW = ("--train-per-source", "60", "--test-per-source", "6")
 # Methods that train.json counts differently or whose cost is their parts'.
 SINGLE = [m for m, method in METHODS.items() if not method.parts]
 
@@ -32,7 +33,7 @@ def log(config: RunConfig) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("method", [m for m in SINGLE if m != "qlora"])  # qlora: tests/test_end_to_end.py
 def test_every_method_trains_saves_and_passes_its_gates(ready: Make, method: str) -> None:
-    config = ready("--method", method, *SHORT)
+    config = ready("--method", method, *SHORT, "--limit-train", "64", "--accumulation", "1")  # 16 steps, the fewest whose learning rate is judged
     record = train(config)
     gates = record["gates"] | evaluate(config)["gates"]
     assert {"supervised_text", "terminator", "gradients", "moved", "learning_rate", "loss_fell", "finite", "reloaded", "batched"} == set(gates)
@@ -47,7 +48,7 @@ def test_every_method_trains_saves_and_passes_its_gates(ready: Make, method: str
 @pytest.mark.parametrize(("recipe", "method"), [(r, p["method"]) for r in recipes() for p in load_recipe(r).get("published", [])])
 def test_the_published_set_ups_run_scaled_down(tmp_path: Path, built: Path, recipe: str, method: str) -> None:
     """Each set-up's method, format and batch on the built-in model of its family, from data to scores."""
-    flags = ("--recipe", recipe, "--scale-down", "--method", method, *SHORT, "--max-steps", "3", *places(tmp_path), "--data-dir", str(built / recipe))
+    flags = ("--recipe", recipe, "--scale-down", "--method", method, *SHORT, *FEW, "--max-steps", "3", *places(tmp_path), "--data-dir", str(built / recipe))
     config = resolve(parser("").parse(flags))
     record = train(config)
     assert record["steps"] == 3
@@ -82,7 +83,7 @@ def test_accumulation_does_not_change_the_trajectory(ready: Make, tmp_path: Path
     curves = []
     for micro, accumulation in ((8, 1), (1, 8), (2, 4)):
         batch = ("--micro-batch", str(micro), "--accumulation", str(accumulation), "--runs-dir", str(tmp_path / str(micro)))
-        config = ready("--method", "lora", *SHORT, "--max-steps", "8", *batch)
+        config = ready("--method", "lora", *SHORT, "--max-steps", "6", *batch)
         train(config)
         curves.append([r["loss"] for r in log(config)])
     for other in curves[1:]:
