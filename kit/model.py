@@ -40,11 +40,10 @@ def load_base(config: RunConfig, *, training: bool = False, folder: Path | None 
     chosen = precision(config, training=training)
     where = str(folder or config.model)
     say(f"loading {where}{' in 4-bit NF4' if four_bit else ''}, computing in {chosen.name}: {chosen.reason}")
-    whole: dict[str, Any] = {}
+    whole: dict[str, bool] = {}
     if training and config.technique.full:
         # Weights held in 16 bits lose the updates smaller than their rounding: on a GPU Unsloth keeps them in float32 and computes in 16 bits.
-        # Queries and keys are in float32 then and values in 16 bits, which flex attention, Unsloth's choice for Gemma 3, refuses.
-        whole = {"full_finetuning": True} | ({"float32_mixed_precision": True, "attn_implementation": "sdpa"} if cuda_gpu()[0] else {})
+        whole = {"full_finetuning": True} | ({"float32_mixed_precision": True} if cuda_gpu()[0] else {})
     with hub_errors(f"model {config.model}"):
         model, tokenizer = unsloth.FastModel.from_pretrained(
             model_name=str(folder) if folder else loadable(config.model), max_seq_length=config.max_length + config.max_new_tokens,
@@ -54,6 +53,10 @@ def load_base(config: RunConfig, *, training: bool = False, folder: Path | None 
     # Unsloth falls back to 16-bit with a printed line when NF4 fails; a comparison must not.
     if four_bit and not any(type(m).__name__ == "Linear4bit" for m in model.modules()):
         raise UserError(f"{config.model} could not be loaded in 4-bit on this machine (bitsandbytes rejects its layers); use --method lora")
+    # Unsloth's choice for Gemma 3 on newer GPUs. It refuses whole weights, whose queries and keys are in float32 and whose values are in 16 bits,
+    # and is compiled for shapes, which change with every token of a reply.
+    if model.config._attn_implementation == "flex_attention" and (config.technique.full if training else True):
+        model.config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"  # transformers' setter refuses compiled classes
     model.requires_grad_(False)
     return model, tokenizer, chosen
 

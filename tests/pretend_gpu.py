@@ -50,7 +50,7 @@ def pretend(capability: tuple[int, int]) -> list[Any]:
 
     def watched(*args: Any, **settings: Any) -> Any:
         found = load(*args, device_map={"": "cpu"}, **settings)
-        loaded.append((type(found[0]).__module__, found[0].config._attn_implementation, bool(found[0]._unsloth_forced_float32)))
+        loaded.append(found[0])
         return found
 
     unsloth.FastModel.from_pretrained = staticmethod(watched)
@@ -81,7 +81,7 @@ def main() -> None:
             sys.argv = [str(ROOT / "scripts" / f"{name}.py"), *flags]
             with suppress(SystemExit):
                 runpy.run_path(sys.argv[0], run_name="__main__")
-    print(json.dumps(loaded))
+    print(json.dumps([(type(m).__module__, m.config._attn_implementation, bool(m._unsloth_forced_float32)) for m in loaded]))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def generate(config: RunConfig, rounds: int, prompts: int = 512) -> dict[str, An
     def plain(rows: Sequence[int]) -> list[generation.Reply]:
         ids, mask = generation.padded([exams[i].prompt_ids for i in rows], pad, model.device)
         with torch.inference_mode():
-            made = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=n, do_sample=False, eos_token_id=stop, pad_token_id=pad)
+            made = model.generate(input_ids=ids, attention_mask=mask, max_length=None, max_new_tokens=n, do_sample=False, eos_token_id=stop, pad_token_id=pad)
         return [generation.until_stop(reply, stop) for reply in made[:, ids.shape[1] :].tolist()]
 
     def kit(rows: Sequence[int]) -> list[generation.Reply]:
