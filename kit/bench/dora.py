@@ -114,7 +114,7 @@ def adapted(config: RunConfig, setting: Setting, side: str, folder: str) -> Any:
         config, model=folder, method="q" * setting.four_bit + adapter, dora_kernel=kernel, gradient_checkpointing=setting.checkpointing,
         precision=_sixteen_bit() if setting.sixteen_bit else "float32", max_length=LENGTH, max_new_tokens=NEW_TOKENS,
     )  # fmt: skip
-    model = attach(load_base(config, training=True)[0], config)
+    model = attach(load_base(config, training=setting.accumulation > 0)[0], config)
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.data = parameter.data.float()
