@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, places
+from conftest import ROOT, config, places
 
-from kit.files import read_json
+from kit.files import read_json, read_jsonl
+from kit.training import train
 
 DATA = ("--train-per-source", "8", "--valid-per-source", "1", "--test-per-source", "2", "--max-length", "96")
 SHORT = ("--recipe", "tiny", *DATA, "--gradient-checkpointing", "--max-new-tokens", "4", "--forgetting-text", "none")
@@ -35,7 +36,7 @@ def gates(folder: Path, run: str, stage: str) -> dict[str, bool | None]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("capability", "adapter", "attention"), [("7.5", "qdora", ["eager"] * 3), ("9.0", "lora", ["flex_attention", "sdpa", "sdpa"])])
 def test_adapters_and_whole_weights(capability: str, adapter: str, attention: list[str], tmp_path: Path) -> None:
-    """Unsloth's compiled class, whose fused loss never holds all logits, is the one in use; gradients, reloading and batching hold their bounds."""
+    """Unsloth's compiled class, whose fused loss never holds all logits, is the one in use; losses are a CPU's, and every check of a run is passed."""
     loaded = pretended(capability, tmp_path, ("train", adapter), ("eval", adapter), ("train", "galore"))
     forced = capability == "7.5"
     assert loaded == [["unsloth_compiled_module_gemma3", a, forced] for a in attention]
@@ -44,3 +45,7 @@ def test_adapters_and_whole_weights(capability: str, adapter: str, attention: li
         found = gates(tmp_path, run, "train")
         assert {name for name, passed in found.items() if passed} == found.keys() - {"learning_rate"}
     assert read_json(tmp_path / "runs" / "tiny" / f"{adapter}-s0" / "train.json")["precision"]["name"] == ("float16" if forced else "bfloat16")
+    on_cpu = config(*SHORT, "--method", adapter, *places(tmp_path), "--runs-dir", str(tmp_path / "cpu"))
+    train(on_cpu)
+    gpu, cpu = ([r["loss"] for r in read_jsonl(f / "log.jsonl")] for f in (tmp_path / "runs" / "tiny" / f"{adapter}-s0", on_cpu.run_dir))
+    assert gpu == pytest.approx(cpu, rel=0.01)
