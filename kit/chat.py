@@ -69,12 +69,9 @@ def _reply(config: RunConfig, model: Any, renderer: Renderer, messages: list[dic
     prompt = renderer.exams([{"messages": [*messages, {"role": "assistant", "content": ""}]}])[0].prompt_ids
     ids, tokenizer = torch.tensor([prompt], device=model.device), renderer.tokenizer
     settings = {
-        "do_sample": False,
-        "max_length": None,
-        "max_new_tokens": config.max_new_tokens,
-        "eos_token_id": renderer.stop_ids,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+        "do_sample": False, "max_length": None, "max_new_tokens": config.max_new_tokens,
+        "eos_token_id": renderer.stop_ids, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
     try:
         streamer = Printer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), streamer=streamer, **settings)

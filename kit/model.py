@@ -55,7 +55,7 @@ def load_base(config: RunConfig, *, training: bool = False, folder: Path | None 
         raise UserError(f"{config.model} could not be loaded in 4-bit on this machine (bitsandbytes rejects its layers); use --method lora")
     # Unsloth's choice for Gemma 3 on newer GPUs. It refuses whole weights, whose queries and keys are in float32 and whose values are in 16 bits,
     # and is compiled for shapes, which change with every token of a reply.
-    if model.config._attn_implementation == "flex_attention" and (config.technique.full if training else True):
+    if model.config._attn_implementation == "flex_attention" and (not training or config.technique.full):
         model.config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"  # transformers' setter refuses compiled classes
     model.requires_grad_(False)
     return model, tokenizer, chosen

@@ -28,20 +28,8 @@ for name in ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "ARGS"):
 
 # The files that take longest come first, so that the test processes end at about the same time.
 LONGEST = (
-    "end_to_end",
-    "training",
-    "gpu_path",
-    "notebook",
-    "model",
-    "evaluation",
-    "bench_train",
-    "bench_dora",
-    "hybrid",
-    "statistics",
-    "hub",
-    "readme",
-    "render",
-)
+    "end_to_end", "training", "gpu_path", "notebook", "model", "evaluation", "bench_train", "bench_dora", "hybrid", "statistics", "hub", "readme", "render",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -240,7 +240,7 @@ def test_the_speeds_are_those_that_were_measured(said: str, path: str) -> None:
 
 
 def test_every_speed_is_checked() -> None:
-    assert len(speeds()) == 8
+    assert len(speeds()) == 9
 
 
 def links() -> list[tuple[Path, str]]:
