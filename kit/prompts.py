@@ -28,7 +28,7 @@ FIXED_PROMPTS = (
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids, labels (IGNORE where no loss is taken), and how the row was fitted: whole, turns_dropped, prompt_cut or reply_cut."""
+    """Token ids, labels (IGNORE where no loss is taken), and how the row was fitted: whole, or what was done, such as prompt_cut_and_reply_cut."""
 
     input_ids: list[int]
     labels: list[int]
@@ -48,6 +48,11 @@ class Exam:
     fit: str
 
 
+def fitted(**done: bool) -> str:
+    """`whole`, or the names of what was done to a row, joined by "_and_"."""
+    return "_and_".join(name for name, happened in done.items() if happened) or "whole"
+
+
 class Renderer:
     """Renders conversations for one tokenizer, format ("chat" or "alpaca") and maximum length in tokens."""
 
@@ -59,7 +64,7 @@ class Renderer:
         adds_bos = tokenizer.bos_token_id is not None and probe[:1] == [tokenizer.bos_token_id]
         self.bos = [tokenizer.bos_token_id] if adds_bos else []
         self.scaffold = functools.cache(self._scaffold)
-        self.terminator = self.scaffold(2, False)[2][0]
+        self.terminator = self._terminator()
         control = sum(map(len, self.scaffold(2, format == "alpaca")))
         if control > max_length // 2:
             raise UserError(f"--max-length {max_length} is too short: the {format} format alone takes {control} tokens of it")
@@ -70,6 +75,12 @@ class Renderer:
     def stop_ids(self) -> list[int]:
         """Generation ends at the turn terminator or the end of text."""
         return sorted({self.terminator, self.tokenizer.eos_token_id})
+
+    def _terminator(self) -> int:
+        first, last = self.scaffold(4, False)[2], self.scaffold(4, False)[4]
+        if not last or first[:1] != last[:1]:
+            raise UserError(f"the {self.format} format does not end every reply with the same control token; use --format alpaca")
+        return last[0]
 
     def _scaffold(self, turns: int, headed: bool) -> list[list[int]]:
         """The turns + 1 pieces of control tokens around the turns; `headed`: the first turn has a separate input."""
@@ -82,7 +93,7 @@ class Renderer:
 
     def _chat_text(self, turns: int) -> str:
         messages = [{"role": ("user", "assistant")[i % 2], "content": f"\ue000{i}\ue001"} for i in range(turns)]
-        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=turns % 2 == 1)
+        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False)
         if SLOT.findall(text) != [str(i) for i in range(turns)]:
             raise UserError("the model's chat template does not keep every turn once and in order; use --format alpaca")
         return text
@@ -117,24 +128,25 @@ class Renderer:
         scaffold = self.scaffold(len(parts) - headed, headed)
         return list(zip(scaffold, [*parts, []], strict=True))
 
+    def _prompt(self, row: Row, parts: list[list[int]]) -> list[int]:
+        """The ids up to where the reply begins, as in training: a template's own generation prompt may differ (Qwen3's does)."""
+        return [token for control, plain in self._interleave(row, [*parts, []])[:-1] for token in control + plain]
+
     def examples(self, rows: Sequence[Row]) -> list[Example]:
         """Training examples, none longer than max_length and none without supervised tokens."""
         return [self._example(row, parts) for row, parts in zip(rows, self.contents(rows), strict=True)]
 
     def _example(self, row: Row, parts: list[list[int]]) -> Example:
-        headed = self._headed(row)
-        fit = "whole"
-        while True:
+        headed, all_parts = self._headed(row), parts
+        ids, labels = self._labelled(row, parts)
+        while len(ids) > self.max_length and len(parts) - headed > 2:
+            parts = parts[:-2]
             ids, labels = self._labelled(row, parts)
-            if len(ids) <= self.max_length:
-                return Example(ids, labels, fit)
-            if len(parts) - headed <= 2:
-                break
-            parts, fit = parts[:-2], "turns_dropped"
         *prompt, reply = parts
-        control = len(ids) - sum(map(len, parts))
-        prompt, fit = self._shortened(prompt, control, reply)
-        ids, labels = self._labelled(row, [*prompt, reply])
+        shorter = self._shortened(prompt, len(ids) - sum(map(len, parts)), reply)
+        if shorter != prompt:
+            ids, labels = self._labelled(row, [*shorter, reply])
+        fit = fitted(turns_dropped=parts is not all_parts, prompt_cut=shorter != prompt, reply_cut=len(ids) > self.max_length)
         return Example(ids[: self.max_length], labels[: self.max_length], fit)
 
     def _labelled(self, row: Row, parts: list[list[int]]) -> tuple[list[int], list[int]]:
@@ -151,19 +163,17 @@ class Renderer:
             labels += plain if turn % 2 == 1 else [IGNORE] * len(plain)
         return ids, labels
 
-    def _shortened(self, prompt: list[list[int]], control: int, reply: list[int]) -> tuple[list[list[int]], str]:
-        """Cuts the prompt, its longest part first, so that the reply keeps up to half of the room."""
+    def _shortened(self, prompt: list[list[int]], control: int, reply: list[int]) -> list[list[int]]:
+        """Cuts the prompt where it must be, its longest part first, so that the reply keeps up to half of the room."""
         room = self.max_length - control
         over = sum(map(len, prompt)) - (room - min(len(reply), room // 2))
-        if over <= 0:
-            return prompt, "reply_cut"
         prompt = list(prompt)
         while over > 0:
             longest = max(range(len(prompt)), key=lambda i: len(prompt[i]))
             keep = max(len(prompt[longest]) - over, 0)
             over -= len(prompt[longest]) - keep
             prompt[longest] = prompt[longest][:keep]
-        return prompt, "prompt_cut"
+        return prompt
 
     def exams(self, rows: Sequence[Row]) -> list[Exam]:
         """Test rows: the conversation up to its last reply is the prompt, that reply the reference."""
@@ -171,23 +181,18 @@ class Renderer:
 
     def _exam(self, row: Row, parts: list[list[int]]) -> Exam:
         *prompt, reply = parts
-        fit, ids = "whole", self._prompt(row, prompt)
+        whole, ids = prompt, self._prompt(row, prompt)
         reserve = min(len(reply) + 1, self.max_length // 2)
         while len(ids) + reserve > self.max_length and len(prompt) - self._headed(row) > 1:
             # The oldest exchange goes first; a separate input belongs to it.
-            row, prompt, fit = {**row, "input": ""}, prompt[2 + self._headed(row) :], "turns_dropped"
+            row, prompt = {**row, "input": ""}, prompt[2 + self._headed(row) :]
             ids = self._prompt(row, prompt)
+        shorter = prompt
         if len(ids) + reserve > self.max_length:
-            control = len(ids) - sum(map(len, prompt)) + 1
-            prompt, fit = self._shortened(prompt, control, reply)
-            ids = self._prompt(row, prompt)
+            shorter = self._shortened(prompt, len(ids) - sum(map(len, prompt)) + 1, reply)
+            ids = self._prompt(row, shorter)
         reference = [*reply, self.terminator][: self.max_length - len(ids)]
-        if len(reference) <= len(reply) and fit != "prompt_cut":
-            fit = "reply_cut"
-        return Exam(ids, reference, fit)
-
-    def _prompt(self, row: Row, parts: list[list[int]]) -> list[int]:
-        return [token for control, plain in self._interleave(row, parts) for token in control + plain]
+        return Exam(ids, reference, fitted(turns_dropped=prompt is not whole, prompt_cut=shorter != prompt, reply_cut=len(reference) <= len(reply)))
 
 
 def plain_prompt(row: Row) -> str:

@@ -34,6 +34,13 @@ def test_a_reply_that_was_cut_is_no_failure(renderer: Renderer) -> None:
     assert failed(record(supervision(renderer, rows, examples))) == []
 
 
+def test_a_prompt_and_a_reply_that_were_cut_are_no_failure(renderer: Renderer) -> None:
+    rows = [{"id": "long", "messages": [{"role": "user", "content": "Go " * 200}, {"role": "assistant", "content": "word " * 200}]}, ROWS[0]]
+    examples = renderer.examples(rows)
+    assert examples[0].fit == "prompt_cut_and_reply_cut"
+    assert failed(record(supervision(renderer, rows, examples))) == []
+
+
 def test_a_prompt_token_in_the_loss_fails(renderer: Renderer) -> None:
     whole, other = renderer.examples(ROWS)
     wrong = replace(whole, labels=list(whole.input_ids))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -103,10 +105,39 @@ def test_no_row_is_too_long_or_without_supervised_tokens(tokenizer, format: str)
         assert len(exam.reference_ids) > 0
         assert len(exam.prompt_ids) + len(exam.reference_ids) <= length
         assert (example.fit == "whole") == (len(full.input_ids) <= length), row
+        assert ("reply_cut" in example.fit) == (example.labels[-1] != renderer.terminator)
+        assert ("reply_cut" in exam.fit) == (exam.reference_ids[-1] != renderer.terminator)
         if example.fit in ("whole", "turns_dropped"):  # whole turns from the start
             assert full.input_ids[: len(example.input_ids)] == example.input_ids
         fits |= {example.fit, exam.fit}
-    assert fits == {"whole", "turns_dropped", "reply_cut", "prompt_cut"}
+    done = ("turns_dropped", "prompt_cut", "reply_cut")
+    assert fits == {"whole", *("_and_".join(some) for n in (1, 2, 3) for some in combinations(done, n))}
+
+
+THINKING = (
+    "{% for m in messages %}{{ '<start_of_turn>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}"
+    "{% endif %}{{ m['content'] + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>assistant\n' }}{% endif %}"
+)
+ENDED_ONCE = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% if loop.last %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
+
+
+def templated(tokenizer, template: str):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = template
+    return other
+
+
+def test_the_prompt_is_the_trained_one_where_a_template_adds_text_before_the_last_reply(tokenizer) -> None:
+    renderer = Renderer(templated(tokenizer, THINKING), "chat", 256)
+    for row in (ONE, TWO):
+        exam, example = renderer.exams([row])[0], renderer.examples([row])[0]
+        assert exam.prompt_ids + exam.reference_ids == example.input_ids
+        assert tokenizer.decode(exam.prompt_ids).endswith("</think>\n\n")
+
+
+def test_a_template_that_ends_the_last_reply_alone_is_refused(tokenizer) -> None:
+    with pytest.raises(UserError, match="does not end every reply with the same control token; use --format alpaca"):
+        Renderer(templated(tokenizer, ENDED_ONCE), "chat", 256)
 
 
 def test_a_template_is_needed_for_the_chat_format(gpt2_tokenizer) -> None:
