@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from kit.sources import INPUT
 
 # 96 permutations estimate a Jaccard similarity s with a standard error of sqrt(s (1 - s) / 96): 0.04 at 0.8.
 PERMUTATIONS, BANDS, SEED = 96, 16, 42
@@ -18,34 +22,58 @@ SIMILAR = 0.8
 WORDS = 3
 # Words of one row beyond these are not compared: a row of a megabyte costs no more than a long one.
 LONGEST = 20_000
-BATCH = 2000
+BATCH, AT_ONCE = 2000, 500_000
+# What more than this share of a source's first rows have (a system prompt, one instruction for all) makes no two rows alike.
+COMMON = 0.2
+# Scripts that put no spaces between words (Thai, Lao, Burmese, Khmer, kana, Han): each character counts as a word.
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 Signatures = npt.NDArray[np.uint32]
+
+
+def _texts(row: dict[str, Any]) -> list[str]:
+    """The turns as their source has them: without the label that the kit puts before a separate input."""
+    first, *others = [m["content"] for m in row["messages"]]
+    extra = row.get("input")
+    return [f"{first.removesuffix(f'{INPUT}{extra}')}\n\n{extra}" if extra else first, *others]
 
 
 def shingles(row: dict[str, Any]) -> list[str]:
     """The word 3-grams of a conversation, in lower case; a shorter text is one shingle."""
-    words = " ".join(m["content"] for m in row["messages"]).lower().split(maxsplit=LONGEST)[:LONGEST]
+    text = " ".join(_texts(row)).lower()
+    words = text.split(maxsplit=LONGEST)[:LONGEST] if text.isascii() else [m[0] for m in islice(WORD.finditer(text), LONGEST)]
     return [" ".join(words[i : i + WORDS]) for i in range(max(1, len(words) - WORDS + 1))]
 
 
 class Sketches:
-    """MinHash signatures (Broder 1997), collected row by row: uint32 [rows, PERMUTATIONS]."""
+    """MinHash signatures (Broder 1997) of one source, collected row by row: uint32 [rows, PERMUTATIONS].
+
+    Shingles that are COMMON in the first BATCH rows are left out of a row that has others.
+    """
 
     def __init__(self) -> None:
         self.done: list[Signatures] = []
         self.waiting: list[list[str]] = []
+        self.held = 0
+        self.common: set[str] | None = None
 
     def add(self, row: dict[str, Any]) -> None:
         self.waiting.append(shingles(row))
-        if len(self.waiting) == BATCH:
+        self.held += len(self.waiting[-1])
+        if len(self.waiting) == BATCH or self.held >= AT_ONCE:
             self._flush()
 
     def _flush(self) -> None:
         from rensa import RMinHash
 
+        if self.common is None:
+            seen = Counter(s for row in self.waiting for s in set(row))
+            self.common = {s for s, n in seen.items() if n > max(COMMON * len(self.waiting), 10)}
+        if self.common:
+            self.waiting = [[s for s in row if s not in self.common] or row for row in self.waiting]
         made = RMinHash.digests_from_token_sets(self.waiting, num_perm=PERMUTATIONS, seed=SEED)
         self.done.append(np.asarray(made, dtype=np.uint32).reshape(len(self.waiting), PERMUTATIONS))
-        self.waiting = []
+        self.waiting, self.held = [], 0
 
     def matrix(self) -> Signatures:
         if self.waiting:
@@ -61,8 +89,8 @@ class Sketches:
 
 
 def prompt_hash(row: dict[str, Any]) -> bytes:
-    """Identifies everything before the last reply, whatever its case."""
-    text = "\0".join(m["content"] for m in row["messages"][:-1]).lower()
+    """Identifies everything before the last reply, whatever its case and spaces."""
+    text = "\0".join(" ".join(t.split()) for t in _texts(row)[:-1]).lower()
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 

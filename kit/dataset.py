@@ -2,15 +2,17 @@
 
 Two passes keep memory flat: the first counts, hashes and sketches every row and keeps none; the second reads the rows drawn.
 The draw is by the hash of content: test takes the lowest hashes and train the highest, so that growing one leaves the rows of the
-other; rows alike (`kit.audit`) share a hash and so a split.
+other; valid is drawn by another hash, before train. Rows alike (`kit.audit`) share a hash, whatever their number, and so a split; test
+and valid take one row of each such group from a source, since intervals and tests count rows as independent.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from kit.files import read_json, read_jsonl, replaced_folder, sha256, write_json
 from kit.sources import SOURCES as KNOWN
 from kit.sources import Stream
 
-SCHEMA = 2
+SCHEMA = 3
 SPLITS = ("train", "valid", "test")
 Row = dict[str, Any]
 
@@ -111,18 +113,15 @@ def group(pools: list[Pool]) -> dict[str, Any]:
     found = groups(signatures, [p for pool in pools for p in pool.prompts])
     del signatures
     sizes = np.bincount(found, minlength=len(found))
+    hashes, numbers = [digest for pool in pools for digest in pool.hashes], found.tolist()
     lowest: dict[int, bytes] = {}
-    at = 0
+    for i in np.flatnonzero(sizes[found] > 1).tolist():
+        lowest[numbers[i]] = min(hashes[i], lowest.get(numbers[i], hashes[i]))
+    # Hashed again: the lowest of many hashes is low, and test would draw large groups more often than they are.
+    shared = {g: hashlib.sha256(low).digest()[:16] for g, low in lowest.items()}
+    keys = iter([shared.get(g, digest) for g, digest in zip(numbers, hashes, strict=True)])
     for pool in pools:
-        own = found[at : at + len(pool.hashes)]
-        at += len(own)
-        for i in np.flatnonzero(sizes[own] > 1).tolist():
-            lowest[int(own[i])] = min(pool.hashes[i], lowest.get(int(own[i]), pool.hashes[i]))
-    at = 0
-    for pool in pools:
-        own = found[at : at + len(pool.hashes)]
-        at += len(own)
-        pool.keys = [lowest.get(g, digest) for g, digest in zip(own.tolist(), pool.hashes, strict=True)]
+        pool.keys = list(islice(keys, len(pool.hashes)))
     large = sizes[sizes > 1]
     exact = sum(pool.stream.dropped["duplicate"] for pool in pools)
     return {"exact": exact, "near": int(large.sum()), "groups": len(large), "largest_group": int(large.max(initial=1)), "similarity": SIMILAR}
@@ -136,35 +135,41 @@ def draw(pools: list[Pool], config: RunConfig) -> dict[str, dict[str, list[Row]]
     for split, n in wanted.items():
         used: set[bytes] = set()
         for pool in pools:
-            picks = _pick(pool, split, n, taken, {i for found in chosen[pool.stream.name].values() for i in found})
+            chosen[pool.stream.name][split] = picks = _pick(pool, split, n, taken)
             if len(picks) < n:
-                raise UserError(_too_few(pool, config))
-            chosen[pool.stream.name][split] = picks
+                raise UserError(_too_few(pool, pools, config))
             used |= {pool.keys[i] for i in picks}
         taken |= used
     return {pool.stream.name: _fetch(pool, chosen[pool.stream.name]) for pool in pools}
 
 
-def _pick(pool: Pool, split: str, n: int, taken: set[bytes], own: set[int]) -> list[int]:
-    """The first n rows in the split's order whose groups are free: test from the lowest hash, train from the highest, valid by another hash."""
+def _pick(pool: Pool, split: str, n: int, taken: set[bytes]) -> list[int]:
+    """The first n rows in the split's order whose groups are free: test from the lowest hash, train from the highest, valid by another hash.
+
+    Test and valid take one row of a group.
+    """
 
     def order(i: int) -> tuple[bytes, bytes]:
         key = hashlib.sha256(b"valid" + pool.keys[i]).digest() if split == "valid" else pool.keys[i]
         return key, pool.hashes[i]
 
-    if n == 0:
-        return []
-    free = (i for i in sorted(range(len(pool.keys)), key=order, reverse=split == "train") if pool.keys[i] not in taken and i not in own)
-    return [i for _, i in zip(range(n), free, strict=False)]
+    ordered = sorted(range(len(pool.keys)), key=order, reverse=split == "train") if n else []
+    free = (i for i in ordered if pool.keys[i] not in taken)
+    if split != "train":
+        free = (next(rows) for _, rows in groupby(free, key=pool.keys.__getitem__))
+    return list(islice(free, n))
 
 
-def _too_few(pool: Pool, config: RunConfig) -> str:
+def _too_few(pool: Pool, pools: list[Pool], config: RunConfig) -> str:
     counts = {"train": config.train_per_source, "valid": config.valid_per_source, "test": config.test_per_source}
-    # In the same proportion, and a few less than there are, since rows that resemble each other must stay together.
-    fitting = {split: int(0.95 * len(pool.keys) * n / sum(counts.values())) for split, n in counts.items() if n}
+    sizes = Counter(pool.keys)
+    # In the same proportion, of the groups that no other source can take.
+    free = len(sizes.keys() - {key for other in pools if other is not pool for key in other.keys})
+    fitting = {split: int(0.95 * free * n / sum(counts.values())) for split, n in counts.items() if n}
     flags = " ".join(f"--{split}-per-source {n}" for split, n in fitting.items())
+    alike = f" ({len(sizes)} that differ; {max(sizes.values())} are near duplicates of each other)" if len(sizes) < len(pool.keys) else ""
     return (
-        f"source {pool.stream.name}: {len(pool.keys)} usable rows in {pool.stream.origin} are too few for "
+        f"source {pool.stream.name}: {len(pool.keys)} usable rows in {pool.stream.origin}{alike} are too few for "
         f"{' + '.join(f'{n} {split}' for split, n in counts.items() if n)} with near duplicates kept on one side; "
         + (f"take fewer, such as {flags}" if all(fitting.values()) else "it takes more rows")
     )
@@ -229,12 +234,12 @@ def measure(config: RunConfig, splits: dict[str, list[Row]]) -> dict[str, Any]:
 
 
 def rows(config: RunConfig, split: str) -> list[Row]:
-    """The split's rows up to the limit, checked against the manifest's hash."""
+    """The split's rows up to its limit (valid has none), checked against the manifest's hash."""
     manifest = prepare(config)
     path = config.data_path / f"{split}.jsonl"
     if not path.exists() or sha256(path) != manifest["files"][path.name]["sha256"]:
         raise UserError(f"{path} is missing or was changed since it was built; rebuild it with scripts/data.py --overwrite")
-    limit = config.limit_train if split == "train" else config.limit_test
+    limit = {"train": config.limit_train, "test": config.limit_test}.get(split)
     return list(islice(read_jsonl(path), limit))
 
 

@@ -14,6 +14,8 @@ from typing import IO, Any, cast
 from kit.errors import UserError
 
 Record = dict[str, Any]
+# The names that the field's datasets give to a list of turns.
+TURNS = ("messages", "conversations", "conversation", "utterances", "turns")
 # A row and its number from 1; the record is None where only other rows were wanted and it could be skipped unread.
 Numbered = Iterator[tuple[int, Record | None]]
 
@@ -42,7 +44,7 @@ def _object(text: bytes, path: Path, line: int) -> Record:
         row = json.loads(text)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, line {line}, byte {error.start + 1}: not valid UTF-8") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}, line {line}: not valid JSON ({error})") from None
     if not isinstance(row, dict):
         raise UserError(f"{path}, line {line}: expected a JSON object, found {type(row).__name__}")
@@ -65,7 +67,7 @@ def _json(file: IO[bytes], path: Path, _wanted: Container[int] | None) -> Number
     except UnicodeDecodeError as error:
         line, start = text.count(b"\n", 0, error.start) + 1, text.rfind(b"\n", 0, error.start)
         raise UserError(f"{path}, line {line}, byte {error.start - start}: not valid UTF-8") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); one object a line goes into a .jsonl file") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: expected a JSON list of objects, found {type(rows).__name__}")
@@ -81,7 +83,7 @@ def _csv(file: IO[bytes], path: Path, _wanted: Container[int] | None) -> Numbere
         for number, row in enumerate(reader, 1):
             if None in row or None in row.values():
                 raise UserError(f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or [])} columns")
-            yield number, {k: _cell(v) for k, v in row.items()}
+            yield number, {k: _turns(v) if k in TURNS else v for k, v in row.items()}
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, after row {number}, byte {error.start + 1} of the block: not valid UTF-8") from None
     except csv.Error as error:
@@ -90,14 +92,12 @@ def _csv(file: IO[bytes], path: Path, _wanted: Container[int] | None) -> Numbere
         text.detach()  # the caller closes the file
 
 
-def _cell(text: str) -> Any:
-    """A cell that holds a JSON list of turns is that list; anything else is text."""
-    if text.startswith("[{"):
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
-    return text
+def _turns(text: str) -> Any:
+    """A cell of turns holds them as JSON; what is not JSON stays text, and is then no list of turns."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _parquet(file: IO[bytes], path: Path, _wanted: Container[int] | None) -> Numbered:
@@ -110,8 +110,8 @@ def _parquet(file: IO[bytes], path: Path, _wanted: Container[int] | None) -> Num
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: damaged or cut off Parquet file ({str(error).splitlines()[0]})") from None
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise UserError(f"{path}: damaged or cut off Parquet file after row {number} ({str(error).splitlines()[0]})") from None
 
 
 READERS: dict[str, Callable[[IO[bytes], Path, Container[int] | None], Numbered]] = {

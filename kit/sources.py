@@ -14,13 +14,12 @@ from typing import Any
 
 from kit.errors import UserError, unknown
 from kit.files import sha256
-from kit.readers import READERS, Record, records, suffix
+from kit.readers import READERS, TURNS, Record, records, suffix
 
 BUILTIN = Path(__file__).parent / "assets" / "data"
 INPUT = "\n\nInput: "
 NO_INPUT = {"noinput", "<noinput>", "no input", "none", "n/a", "<no input>"}
-# The names that the field's datasets give to a list of turns, a turn's role and its text.
-TURNS = ("messages", "conversations", "conversation", "utterances", "turns")
+# The names that the field's datasets give to a turn's role and its text.
 ROLE, CONTENT = ("role", "from", "speaker"), ("content", "value", "text")
 ROLES = {
     "user": "user", "human": "user", "prompter": "user", "customer": "user", "assistant": "assistant", "gpt": "assistant",
@@ -38,14 +37,16 @@ class WrongShape(Exception):
 
 
 def conversation(turns: list[tuple[str, str]], repairs: Counter[str]) -> list[dict[str, str]]:
-    """Normalises (role, text) turns: system text goes into the next user turn, same-role turns merge, the ends are trimmed."""
+    """Normalises (role, text) turns: system text goes into the user turn it follows or else the next, same-role turns merge, the ends are trimmed."""
     messages: list[dict[str, str]] = []
     system: list[str] = []
     for raw, text in turns:
         role = ROLES.get(raw.strip().lower())
         if role is None or role == "tool":
             raise Dropped("unknown_role" if role is None else "tool_turns")
-        if role == "system":
+        if role == "system" and text and messages and messages[-1]["role"] == "user":
+            messages[-1]["content"] += f"\n\n{text}"
+        elif role == "system":
             system += [text] if text else []
         elif not text:
             raise Dropped("empty_reply" if role == "assistant" else "empty_prompt")
@@ -63,6 +64,8 @@ def conversation(turns: list[tuple[str, str]], repairs: Counter[str]) -> list[di
     if messages[-1]["role"] == "user":
         messages.pop()
         repairs["trailing_user"] += 1
+    if system:
+        repairs["trailing_system"] += 1
     return messages
 
 

@@ -43,3 +43,23 @@ def test_groups_are_chains_and_carry_their_lowest_row() -> None:
 
 def test_no_rows_no_groups() -> None:
     assert audit.Sketches().matrix().shape == (0, audit.PERMUTATIONS)
+
+
+def row(prompt: str, reply: str, **more: str) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}], **more}
+
+
+def test_text_without_spaces_is_compared_by_characters() -> None:
+    text = "湖边的老房子里住着一位画家他每天早上都去山上散步然后回家画画直到天黑"
+    sketches = audit.Sketches()
+    for reply in (text, text + "。", text[::-1]):
+        sketches.add(row("写一句话", reply))
+    assert audit.groups(sketches.matrix(), [b"1" * 16, b"2" * 16, b"3" * 16]).tolist() == [0, 0, 2]
+
+
+def test_the_kits_label_of_an_input_is_no_difference() -> None:
+    labelled = row("Find the place.\n\nInput: Anna walks.", "The lake.", input="Anna walks.")
+    plain = row("Find the place.\n\nAnna walks.", "The lake.")
+    assert audit.prompt_hash(labelled) == audit.prompt_hash(plain)
+    assert audit.shingles(labelled) == audit.shingles(plain)
+    assert audit.prompt_hash(plain) != audit.prompt_hash(row("Find the place.\n\nAnna runs.", "The lake."))

@@ -160,11 +160,13 @@ def test_rows_alike_never_straddle_train_and_test(tiny: Make, tmp_path: Path) ->
         second.append({"instruction": prompt, "output": " ".join(changed)})
     for name, rows in (("one", first), ("two", second)):
         (tmp_path / f"{name}.json").write_text(json.dumps(rows))
-    config = tiny("--source", f"one={tmp_path / 'one.json'}", "--source", f"two={tmp_path / 'two.json'}", "--train-per-source", "8", "--test-per-source", "8")
+    config = tiny("--source", f"one={tmp_path / 'one.json'}", "--source", f"two={tmp_path / 'two.json'}", "--train-per-source", "8", "--test-per-source", "5")
     manifest = dataset.prepare(config)
     family = lambda row: int(row["messages"][0]["content"].split(":")[0].split()[1])  # noqa: E731
-    train, test = ({family(r) for r in read_jsonl(config.data_path / f"{s}.jsonl")} for s in ("train", "test"))
-    assert not train & test
+    train, test = (list(read_jsonl(config.data_path / f"{s}.jsonl")) for s in ("train", "test"))
+    assert not {family(r) for r in train} & {family(r) for r in test}
+    assert len({(r["source"], family(r)) for r in test}) == len(test) == 10
+    assert len({(r["source"], family(r)) for r in train}) < len(train)
     assert manifest["duplicates"] == {"exact": 0, "near": 60, "groups": 20, "largest_group": 3, "similarity": 0.8}
     assert manifest["leaks"]["same_prompt"]["test_rows"] == 0
 
@@ -179,7 +181,7 @@ def test_rows_that_only_resemble_each_other_are_not_grouped(tiny: Make, tmp_path
 
 def test_too_few_rows_once_groups_stay_together(tiny: Make, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps([{"instruction": "the same prompt", "output": f"reply {i}"} for i in range(20)]))
-    with pytest.raises(UserError, match=r"20 usable rows in .* with near duplicates kept on one side"):
+    with pytest.raises(UserError, match=r"20 usable rows in .* \(1 that differ; 20 are near duplicates of each other\) are too few .*; it takes more rows"):
         dataset.prepare(tiny("--source", f"mine={tmp_path / 'a.json'}", "--train-per-source", "5", "--test-per-source", "5"))
 
 
@@ -214,3 +216,31 @@ def test_a_row_of_a_megabyte_and_odd_characters_go_through(tiny: Make, tmp_path:
     assert manifest["sources"]["mine"]["dropped"] == {"invalid_unicode": 1}
     found = {r["messages"][0]["content"] for s in ("train", "test") for r in read_jsonl(config.data_path / f"{s}.jsonl")}
     assert found == {r["instruction"] for r in rows}
+
+
+def test_large_groups_are_drawn_no_more_often_than_single_rows(tiny: Make, tmp_path: Path) -> None:
+    """400 single rows and 40 groups of 10: of 110 test rows a tenth is of groups, and train has its share."""
+    rng = random.Random(8)
+    rows = [{"instruction": " ".join(sentence(rng)), "output": " ".join(sentence(rng))} for _ in range(400)]
+    rows += [{"instruction": f"Shared task {g}", "output": " ".join(sentence(rng))} for g in range(40) for _ in range(10)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    config = tiny("--source", f"mine={tmp_path / 'a.json'}", "--train-per-source", "400", "--test-per-source", "110")
+    dataset.prepare(config)
+    shared = lambda split: [r["messages"][0]["content"] for r in dataset.rows(config, split) if "Shared" in r["messages"][0]["content"]]  # noqa: E731
+    assert 3 <= len(shared("test")) == len(set(shared("test"))) <= 20
+    assert 120 <= len(shared("train")) <= 280
+
+
+def test_a_text_that_most_rows_share_makes_none_alike(tiny: Make, tmp_path: Path) -> None:
+    rng = random.Random(9)
+    system = " ".join(sentence(rng, 250))
+    talks = [[system, " ".join(sentence(rng, 12)), " ".join(sentence(rng, 10))] for _ in range(100)]
+    rows = [{"messages": [{"role": r, "content": t} for r, t in zip(("system", "user", "assistant"), talk, strict=True)]} for talk in talks]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    manifest = dataset.prepare(tiny("--source", f"talk={tmp_path / 't.jsonl'}", "--train-per-source", "60", "--test-per-source", "40"))
+    assert manifest["duplicates"]["near"] == 0
+
+
+def test_the_limit_on_test_rows_leaves_validation_rows(tiny: Make) -> None:
+    config = tiny("--train-per-source", "10", "--test-per-source", "5", "--valid-per-source", "4", "--limit-test", "3")
+    assert [len(dataset.rows(config, split)) for split in dataset.SPLITS] == [30, 12, 3]

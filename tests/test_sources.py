@@ -31,6 +31,8 @@ def test_roles_are_normalised_and_system_goes_into_the_next_user_turn() -> None:
     assert talk("human:a", "gpt:b", "User:c", "model:d") == "u:a a:b u:c a:d"
     assert talk("system:S", "user:a", "assistant:b") == "u:S\n\na a:b"
     assert talk("system:", "user:a", "assistant:b") == "u:a a:b"
+    assert talk("user:a", "system:S", "assistant:b") == "u:a\n\nS a:b"
+    assert talk("user:a", "system:S", "user:c", "assistant:b", "system:T", "assistant:d", "user:e", "assistant:f") == "u:a\n\nS\n\nc a:b\n\nd u:T\n\ne a:f"
 
 
 def test_repairs_are_counted() -> None:
@@ -38,6 +40,8 @@ def test_repairs_are_counted() -> None:
     made = conversation(turns("assistant:x", "user:a", "user:b", "assistant:c", "user:d"), repairs)
     assert [m["content"] for m in made] == ["a\n\nb", "c"]
     assert repairs == {"leading_assistant": 1, "merged_turns": 1, "trailing_user": 1}
+    conversation(turns("user:a", "assistant:b", "system:S"), repairs)
+    assert repairs["trailing_system"] == 1
 
 
 @pytest.mark.parametrize(
@@ -92,6 +96,7 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
         ("a.json", b'{"a": 1}', "a.json: expected a JSON list of objects, found dict"),
         ("a.json", b"[1, 2", "a.json: not valid JSON"),
         ("a.json", b"", "a.json: the file is empty"),
+        ("a.jsonl", b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "a.jsonl, line 1: not valid JSON (maximum recursion"),
         ("a.json", b'[{"prompt": "x"}]', "a.json, row 1: expected keys instruction, input and output, found prompt"),
     ],
 )
@@ -157,9 +162,22 @@ def test_a_csv_cell_can_hold_turns_and_a_torn_row_is_named(tmp_path: Path) -> No
     turns = json.dumps([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]).replace('"', '""')
     (tmp_path / "m.csv").write_text(f'id,messages\n1,"{turns}"\n')
     assert len(list(Stream(f"mine={tmp_path / 'm.csv'}").rows())) == 1
+    (tmp_path / "m.csv").write_text('instruction,output\nNames?,"[{""text"": ""Anna""}, {""text"": ""Bob""}]"\n')
+    [(_, row)] = Stream(f"mine={tmp_path / 'm.csv'}").rows()
+    assert row["messages"][1]["content"] == '[{"text": "Anna"}, {"text": "Bob"}]'
     (tmp_path / "m.csv").write_text("instruction,output\na\n")
     with pytest.raises(UserError, match=r"m.csv, line 2: expected 2 columns"):
         list(Stream(f"mine={tmp_path / 'm.csv'}").rows())
+
+
+def test_a_parquet_file_with_values_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = pyarrow.array([b"\xff\xfe"]).cast(pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"instruction": texts, "output": ["y"]}), tmp_path / "p.parquet")
+    with pytest.raises(UserError, match=r"p.parquet: damaged or cut off Parquet file after row 0 \(.*utf-8"):
+        list(Stream(f"mine={tmp_path / 'p.parquet'}").rows())
 
 
 @pytest.mark.parametrize(
