@@ -73,7 +73,8 @@ def choose_precision(model_type: str, *, whole: bool = False) -> Choice:
     if gpu.capability >= (8, 0):
         return Choice("bfloat16", f"{gpu.name} computes in bfloat16")
     if whole:
-        return Choice("float32", f"{gpu.name} has no bfloat16, and float16 loses the small updates of whole weights")
+        partly = "; Unsloth computes parts of Gemma 3 in float16 all the same" if model_type.startswith("gemma3") else ""
+        return Choice("float32", f"{gpu.name} has no bfloat16, and float16 loses the small updates of whole weights{partly}")
     if model_type.startswith("gemma3"):
         return Choice("float16", f"{gpu.name} has no bfloat16; Unsloth keeps Gemma 3's residuals in float32, which overflow float16")
     return Choice("float16", f"{gpu.name} has no bfloat16")

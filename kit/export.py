@@ -81,7 +81,7 @@ def _whole(config: RunConfig) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig
 
-    source, revision = loadable(config.model), config.revision or None
+    source, revision = loadable(config.model, config.revision), config.revision or None
     with hub_errors(f"model {config.model}"):
         settings = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         if hasattr(settings, "quantization_config"):

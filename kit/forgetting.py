@@ -15,7 +15,7 @@ from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.errors import UserError
 from kit.files import sha256
-from kit.generation import LOGITS, cut, padded, position_ids, read_at_once
+from kit.generation import LOGITS, autocast, cut, padded, position_ids, read_at_once
 from kit.metrics import METRICS, Metric, ratio
 from kit.prompts import Exam, Renderer
 from kit.resources import is_memory_error
@@ -186,6 +186,11 @@ def divergences(model: Any, base: Any | None, exams: Sequence[Exam], pad: int) -
     return np.concatenate([_divergences(models, [exams[i] for i in order[batch]], pad) for batch in cut(lengths, at_once)])
 
 
+def _logits(model: Any, **inputs: Any) -> Any:
+    with autocast(model):
+        return model(**inputs, use_cache=False).logits
+
+
 def _divergences(models: Sequence[Any], exams: Sequence[Exam], pad: int) -> list[list[float]]:
     import torch
 
@@ -193,7 +198,7 @@ def _divergences(models: Sequence[Any], exams: Sequence[Exam], pad: int) -> list
     keep, positions = 1 + max(len(e.reference_ids) for e in exams), position_ids(mask)
     out = []
     with torch.inference_mode():
-        logits = [m(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep).logits for m in models]
+        logits = [_logits(m, input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep) for m in models]
         for row, exam in enumerate(exams):
             target = torch.tensor(exam.reference_ids, device=ids.device)
             logs = [x[row, -len(target) - 1 : -1].float().log_softmax(-1) for x in logits]

@@ -67,7 +67,7 @@ def _is_assistants(renderer: Renderer, row: dict[str, Any], example: Example) ->
 
 
 class Before(NamedTuple):
-    """The model before training: sums over each trainable tensor, enough to tell that it changed, and the loss of some training rows."""
+    """The model before training: sum and norm of each trainable tensor, enough to tell that it changed, and the loss of some training rows."""
 
     sums: dict[str, tuple[float, float]]
     loss: float
@@ -78,7 +78,14 @@ def before(model: Any, examples: Sequence[Example], pad: int) -> Before:
 
 
 def fingerprint(model: Any) -> dict[str, tuple[float, float]]:
-    return {n: (float(p.detach().double().sum()), float(p.detach().double().square().sum())) for n, p in model.named_parameters() if p.requires_grad}
+    """Sum and norm of each trainable tensor, added up in float64 without a copy of it."""
+    import torch
+
+    wide = {"dtype": torch.float64}
+    return {
+        n: (float(p.detach().sum(**wide)), float(torch.linalg.vector_norm(p.detach(), **wide)))
+        for n, p in model.named_parameters() if p.requires_grad
+    }  # fmt: skip
 
 
 def loss(model: Any, examples: Sequence[Example], pad: int) -> float:

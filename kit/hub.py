@@ -75,11 +75,23 @@ def dataset_rows(dataset: str, split: str, revision: str) -> Iterator[dict[str, 
     yield from rows
 
 
-def loadable(model: str) -> str:
-    """The name to load: a built-in model is its shipped folder, and a hub id goes through Unsloth's table of ungated 16-bit mirrors."""
+def loadable(model: str, revision: str = "") -> str:
+    """The name to load: a built-in model is its shipped folder, and a hub id goes through Unsloth's table of ungated 16-bit mirrors.
+
+    A revision is one of the repository that was named: no mirror has it.
+    """
     if model in BUILTIN:
         return str(BUILTIN[model])
-    return model if Path(model).expanduser().is_dir() else _mirrors().get(model.lower(), model)
+    return model if revision or Path(model).expanduser().is_dir() else _mirrors().get(model.lower(), model)
+
+
+def loaded_from(model: str, revision: str = "") -> tuple[str, str | None]:
+    """(repository, commit in the local cache) that a model's name and revision stand for; a folder has no commit."""
+    from huggingface_hub import try_to_load_from_cache
+
+    source = loadable(model, revision)
+    cached = None if Path(source).expanduser().is_dir() else try_to_load_from_cache(source, "config.json", revision=revision or "main")
+    return source, Path(cached).parent.name if isinstance(cached, str) else None
 
 
 def _mirrors() -> dict[str, str]:
@@ -95,9 +107,9 @@ def _mirrors() -> dict[str, str]:
     return mirrors
 
 
-def load_tokenizer(model: str, revision: str = "") -> object:
+def load_tokenizer(model: str, revision: str = "") -> Any:
     """The model's tokenizer, right padding, never executing code from the hub."""
     from transformers import AutoTokenizer
 
     with hub_errors(f"model {model}"):
-        return AutoTokenizer.from_pretrained(loadable(model), revision=revision or None, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(loadable(model, revision), revision=revision or None, trust_remote_code=False)

@@ -14,7 +14,7 @@ from kit.config import BASE, RunConfig
 from kit.console import console, say
 from kit.device import Choice, choose_precision, cuda_gpu
 from kit.errors import UserError, unknown
-from kit.hub import hub_errors, loadable
+from kit.hub import hub_errors, load_tokenizer, loadable
 
 # On some processors bitsandbytes looks for a faster 4-bit kernel on the hub and warns that it has none.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -22,13 +22,17 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 def precision(config: RunConfig, *, training: bool) -> Choice:
     """The computing precision and the reason for it."""
-    from transformers import AutoConfig
-
     if config.precision != "auto":
         return Choice(config.precision, "as asked for")
+    return choose_precision(architecture(config).model_type, whole=training and config.technique.full)
+
+
+def architecture(config: RunConfig) -> Any:
+    """The model's configuration as its repository has it."""
+    from transformers import AutoConfig
+
     with hub_errors(f"model {config.model}"):
-        model_type = AutoConfig.from_pretrained(loadable(config.model), revision=config.revision or None).model_type
-    return choose_precision(model_type, whole=training and config.technique.full)
+        return AutoConfig.from_pretrained(loadable(config.model, config.revision), revision=config.revision or None, trust_remote_code=False)
 
 
 def load_base(config: RunConfig, *, training: bool = False, folder: Path | None = None) -> tuple[Any, Any, Choice]:
@@ -45,9 +49,11 @@ def load_base(config: RunConfig, *, training: bool = False, folder: Path | None 
         # Weights held in 16 bits lose the updates smaller than their rounding: on a GPU Unsloth keeps them in float32 and computes in 16 bits.
         whole = {"full_finetuning": True} | ({"float32_mixed_precision": True} if cuda_gpu()[0] else {})
     with hub_errors(f"model {config.model}"):
-        model, tokenizer = unsloth.FastModel.from_pretrained(
-            model_name=str(folder) if folder else loadable(config.model), max_seq_length=config.max_length + config.max_new_tokens,
-            dtype=getattr(torch, chosen.name), load_in_4bit=four_bit, revision=None if folder else config.revision or None, trust_remote_code=False,
+        # The exact name: for 4 bits Unsloth would take another repository, whose quantisation leaves some layers out.
+        model, _ = unsloth.FastModel.from_pretrained(
+            model_name=str(folder or loadable(config.model, config.revision)), use_exact_model_name=True,
+            revision=None if folder else config.revision or None, max_seq_length=config.max_length + config.max_new_tokens,
+            dtype=getattr(torch, chosen.name), load_in_4bit=four_bit, trust_remote_code=False,
             use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False, **whole,
         )  # fmt: skip
     # Unsloth falls back to 16-bit with a printed line when NF4 fails; a comparison must not.
@@ -57,8 +63,32 @@ def load_base(config: RunConfig, *, training: bool = False, folder: Path | None 
     # and is compiled for shapes, which change with every token of a reply.
     if model.config._attn_implementation == "flex_attention" and (not training or config.technique.full):
         model.config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"  # transformers' setter refuses compiled classes
+    if folder:
+        restore(model, folder)
     model.requires_grad_(False)
+    tokenizer = load_tokenizer(config.model, config.revision)
+    as_stored(model, tokenizer, architecture(config).get_text_config().vocab_size)
     return model, tokenizer, chosen
+
+
+def restore(model: Any, folder: Path) -> None:
+    """The saved weights once more, into the dtype that the model has: Unsloth loads Gemma 3 by way of bfloat16 for a GPU without it, and loses digits."""
+    from safetensors.torch import load_file
+
+    for file in folder.glob("*.safetensors"):
+        model.load_state_dict(load_file(file), strict=False)
+
+
+def as_stored(model: Any, tokenizer: Any, vocabulary: int) -> None:
+    """Padding without a token of its own: the end of text, which labels and masks tell apart.
+
+    On a GPU Unsloth adds a token and an embedding row to a model without one; adapters would then carry the embeddings and fit no other loader.
+    """
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.get_input_embeddings().weight.shape[0] != vocabulary:
+        model.resize_token_embeddings(vocabulary)
+    model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def built(architecture: Any, **settings: Any) -> Any:

@@ -10,8 +10,7 @@ from kit.config import RunConfig
 from kit.console import say
 from kit.device import cuda_gpu, total_memory
 from kit.errors import UserError
-from kit.hub import hub_errors, loadable
-from kit.model import built, check_targets, linear_layers, precision
+from kit.model import architecture, built, check_targets, linear_layers, precision
 
 GIB = 2**30
 # NF4 with double quantisation: 4 bits, an 8-bit scale for each 64 values and a float32 for each 256 scales (Dettmers et al. 2023, section 3).
@@ -41,15 +40,13 @@ class Need(NamedTuple):
 def skeleton(config: RunConfig) -> Any:
     """The model's architecture on torch's meta device: shapes, no weights."""
     import torch
-    from transformers import AutoConfig
 
-    with hub_errors(f"model {config.model}"):
-        architecture = AutoConfig.from_pretrained(loadable(config.model), revision=config.revision or None, trust_remote_code=False)
+    stored = architecture(config)
     # A checkpoint that is stored quantised has the shapes of the one that is not.
-    if hasattr(architecture, "quantization_config"):
-        del architecture.quantization_config
+    if hasattr(stored, "quantization_config"):
+        del stored.quantization_config
     with torch.device("meta"):
-        return built(architecture)
+        return built(stored)
 
 
 def check(config: RunConfig) -> float | None:
@@ -99,15 +96,18 @@ def count(config: RunConfig, model: Any) -> Need:
         trained = adapter_size(config, model)
         states = trained * (2 if eight_bit else 8)
         need = trained * (4 + 4) + states
+    saved = total if method.full else trained
     # Two checkpoints and a third being written, and the result beside them.
-    return Need(weights, need, activations(config, model, size), 3 * (trained * 4 + states) + (total if method.full else trained) * 4)
+    return Need(weights, need, activations(config, model, size), (3 + 1) * saved * 4 + 3 * states)
 
 
 def _states(config: RunConfig, model: Any, trained: int, eight_bit: bool) -> float:
     """Bytes of optimiser state of a method that trains weights: Adam's two moments, for projected matrices in their subspace."""
     moment = 2 if eight_bit else 8
     if not config.technique.projection:
-        return trained * moment
+        # The trainer has bitsandbytes keep the moments of embeddings in 32 bits.
+        embedding = model.get_input_embeddings().weight.numel() if eight_bit and config.train_embeddings else 0
+        return (trained - embedding) * moment + embedding * 8
     rest, projected = trained, 0.0
     for name, p in model.named_parameters():
         if p.ndim == 2 and name.split(".")[-2] in config.target_modules and min(p.shape) > config.rank:
@@ -133,4 +133,6 @@ def activations(config: RunConfig, model: Any, size: int) -> float:
     inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     layer = tokens * (8 * text.hidden_size + 4 * inner) * size
     kept = text.num_hidden_layers * (tokens * text.hidden_size * size if config.gradient_checkpointing else layer)
-    return float(kept + layer + min(2 * tokens * text.vocab_size * 4, LOGITS_AT_MOST))
+    # Unsloth's fused loss adds up a trained head's gradient in one buffer and gives it in another.
+    head = 2 * text.vocab_size * text.hidden_size * 4 if config.technique.full and config.train_embeddings and cuda_gpu()[0] else 0
+    return float(kept + layer + min(2 * tokens * text.vocab_size * 4, LOGITS_AT_MOST) + head)

@@ -22,7 +22,8 @@ def _cuda() -> Any:
 
 def is_memory_error(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on the GPU or the CPU."""
-    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or (isinstance(error, RuntimeError) and any(s in str(error) for s in said))
 
 
 def clock() -> float:

@@ -50,10 +50,14 @@ def load_config(folder: Path, places: Mapping[str, str]) -> RunConfig:
 
 
 def provenance(config: RunConfig, data_hash: str) -> dict[str, Any]:
-    """Where a result comes from: code, versions, hardware, seed and data."""
+    """Where a result comes from: code, versions, hardware, seed, data and model."""
+    from kit.hub import loaded_from
+
+    repository, commit = loaded_from(config.model, config.revision)
+    hub = {"model_repository": repository, "model_revision": commit} if commit else {"model_repository": None, "model_revision": None}
     return {
         "git": _git("rev-parse", "HEAD"), "git_dirty": bool(_git("status", "--porcelain")), "versions": versions(), **machine(),
-        "seed": config.seed, "data": data_hash, "model": config.model, "model_revision": config.revision or None,
+        "seed": config.seed, "data": data_hash, "model": config.model, **hub,
     }  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,17 @@ class OutOfMemory(Exception):
     def __init__(self, phase: str, peak_gib: float | None, fits: int | None) -> None:
         super().__init__(f"out of memory in phase {phase}")
         self.phase, self.peak_gib, self.fits = phase, peak_gib, fits
+
+
+@contextmanager
+def enough_memory(phase: str) -> Iterator[None]:
+    """Memory that runs out inside is OutOfMemory in that phase, which no smaller micro-batch would have helped."""
+    try:
+        yield
+    except Exception as error:
+        if is_memory_error(error):
+            raise OutOfMemory(phase, None, None) from None
+        raise
 
 
 def train(config: RunConfig) -> Record:
@@ -129,26 +142,23 @@ def _once(config: RunConfig, folder: Path, *, skip: int, start: Path | None) -> 
 
     phases = Phases()
     predicted = check(config)
-    with phases("load"):
-        try:
-            loaded = _load(config, start)
-        except Exception as error:
-            if is_memory_error(error):
-                raise OutOfMemory("load", None, None) from None
-            raise
+    with phases("load"), enough_memory("load"):
+        loaded = _load(config, start)
     model = loaded.model
     trainer = make_trainer(config, model, loaded.renderer.tokenizer, loaded.examples, folder, precision=loaded.precision.name, skip=skip)
     trainable = [p for p in model.parameters() if p.requires_grad]
     counts = {"trainable_params": sum(p.numel() for p in trainable), "total_params": model_size(model)}
     pad = loaded.renderer.tokenizer.pad_token_id
-    start_state = gates.before(model, loaded.examples, pad)
+    with enough_memory("checks before training"):
+        start_state = gates.before(model, loaded.examples, pad)
     progress, outcome = _steps(config, trainer, folder, phases)
     with phases("save"):
         save(config, model, loaded.renderer.tokenizer, folder, loaded.precision.name)
     checks = gates.supervision(loaded.renderer, loaded.rows, loaded.examples)
-    end = gates.loss(model, loaded.examples, pad)
-    checks |= gates.training(model, start=start_state, end=end, fed=progress.fed, log=progress.rows, peak_rate=config.learning_rate)
-    gates.write_probe(model, loaded.examples, pad, folder)
+    with enough_memory("checks after training"):
+        end = gates.loss(model, loaded.examples, pad)
+        checks |= gates.training(model, start=start_state, end=end, fed=progress.fed, log=progress.rows, peak_rate=config.learning_rate)
+        gates.write_probe(model, loaded.examples, pad, folder)
     used = energy(phases, ("warmup", "steps"), config.price_per_kwh)
     return {
         "schema": runs.SCHEMA, "status": "done", "phases": phases.record, "train_wall_s": progress.wall_s,
@@ -184,13 +194,18 @@ def _steps(config: RunConfig, trainer: Any, folder: Path, phases: Phases) -> tup
 
 
 def largest_that_fits(trainer: Any, config: RunConfig) -> int | None:
-    """The largest smaller micro-batch, of those that divide the effective batch, whose forward and backward go through on the longest rows."""
+    """The largest smaller micro-batch, of those that divide the effective batch, with which an optimiser step on the longest rows goes through.
+
+    Of two micro-batches, since the second finds gradients; the model, whose training has failed, is left changed.
+    """
     longest = sorted(range(len(trainer.order)), key=trainer.order.lengths.__getitem__, reverse=True)
     effective = config.micro_batch * config.accumulation
     for size in (n for n in range(config.micro_batch - 1, 0, -1) if effective % n == 0):
         batch = trainer.data_collator([trainer.train_dataset[i] for i in longest[:size]])
         try:
-            trainer.training_step(trainer.model, trainer._prepare_inputs(batch))
+            for _ in range(min(effective // size, 2)):
+                trainer.training_step(trainer.model, trainer._prepare_inputs(dict(batch)))
+            trainer.optimizer.step()
         except Exception as error:
             if not is_memory_error(error):
                 raise

@@ -67,7 +67,7 @@ def verdicts(*, steps: int = 16, rate: float = 1e-3, end: float = 1.0, fed: bool
     model = torch.nn.Linear(2, 1, bias=False)
     torch.nn.init.constant_(model.weight, value)
     log = [{"learning_rate": rate, "grad_norm": 1.0}] * steps
-    start = Before({"weight": (4.0, 8.0)}, 2.0)  # both weights 2
+    start = Before({"weight": (4.0, 8.0**0.5)}, 2.0)  # both weights 2
     return {name: gate.passed for name, gate in training(model, start=start, end=end, fed={"weight": fed}, log=log, peak_rate=1e-3).items()}
 
 

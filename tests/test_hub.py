@@ -124,3 +124,4 @@ def test_no_network_and_nothing_cached(client: Client) -> None:
 def test_gemma_goes_through_unsloths_table_to_an_ungated_mirror() -> None:
     assert loadable("google/gemma-3-1b-it") == "unsloth/gemma-3-1b-it"
     assert loadable("no/mirror") == "no/mirror"
+    assert loadable("google/gemma-3-1b-it", "a" * 40) == "google/gemma-3-1b-it"  # the mirror has no such commit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from kit import generation
 from kit.config import RunConfig
 from kit.errors import UserError
 from kit.generation import generate, likelihoods
-from kit.model import attach, import_unsloth, load_base
+from kit.model import as_stored, attach, import_unsloth, load_base, restore
 from kit.prompts import Renderer
 
 Make = Callable[..., RunConfig]
@@ -82,6 +83,42 @@ def test_a_model_that_nf4_cannot_hold_is_an_error_not_a_silent_16_bit_run(ready:
     monkeypatch.setattr("unsloth_zoo.cpu.loader.cpu_bnb_4bit_supported", lambda: False)
     with pytest.raises(UserError, match="could not be loaded in 4-bit"):
         load_base(ready("--method", "qlora"))
+
+
+def test_the_model_that_is_named_is_the_one_loaded(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unsloth would take another repository for 4 bits, whose quantisation leaves layers out, and drop the revision."""
+    asked = {}
+    monkeypatch.setattr(import_unsloth().FastModel, "from_pretrained", lambda **settings: asked.update(settings) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        load_base(ready("--method", "qlora"))
+    assert (asked["use_exact_model_name"], asked["load_in_4bit"]) == (True, True)
+
+
+def test_a_padding_token_of_unsloths_own_leaves_model_and_tokenizer_as_stored(ready: Make) -> None:
+    config = ready("--model", "builtin-gptneo", "--format", "alpaca", "--method", "base", "--max-length", "128")
+    model, tokenizer, _ = load_base(config)
+    rows = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(rows + 1)
+    tokenizer.pad_token = None
+    as_stored(model, tokenizer, rows)
+    assert model.get_input_embeddings().weight.shape[0] == model.get_output_embeddings().weight.shape[0] == model.config.vocab_size == rows
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == model.config.pad_token_id
+    assert len(tokenizer) == rows
+
+
+def test_saved_weights_keep_their_digits_whatever_they_are_loaded_through(ready: Make, tmp_path: Path) -> None:
+    import torch
+
+    model = load_base(ready("--method", "base"))[0]
+    weight = model.get_input_embeddings().weight
+    weight.mul_(1.001)
+    model.save_pretrained(tmp_path)
+    saved = weight.detach().clone()
+    saved = weight.detach().clone()
+    weight.copy_(saved.bfloat16())
+    assert not torch.equal(weight, saved)
+    restore(model, tmp_path)
+    assert torch.equal(weight, saved)
 
 
 def test_every_method_starts_from_the_same_adapter(ready: Make) -> None:

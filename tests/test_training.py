@@ -135,6 +135,28 @@ def test_out_of_memory_names_the_batch_that_fits(ready: Make, monkeypatch: pytes
     assert collect(config.run_dir.parent)[0]["status"] == "oom"
 
 
+def test_no_batch_is_named_where_the_optimisers_state_does_not_fit(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def step(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    config = ready("--method", "lora", *SHORT, "--auto-batch")
+    with pytest.raises(UserError, match=r"out of memory while training \(warmup\); lower --micro-batch"):
+        train(config)
+    assert read_json(config.run_dir / "train.json")["largest_micro_batch"] is None
+
+
+def test_out_of_memory_in_the_checks_is_told_apart(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fingerprint(_: Any) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr("kit.gates.fingerprint", fingerprint)
+    with pytest.raises(UserError, match=r"out of memory while training \(checks before training\)"):
+        train(ready("--method", "lora", *SHORT))
+
+
 def test_auto_batch_keeps_the_effective_batch(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = ready("--method", "lora", *SHORT, "--max-steps", "4", "--name", "whole")
     train(whole)

@@ -115,7 +115,7 @@ def plain_trainer(config: RunConfig, examples: list[Example], folder: Path) -> A
     dtype = getattr(torch, name)
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     model = AutoModelForCausalLM.from_pretrained(
-        loadable(config.model), revision=config.revision or None, dtype=torch.float32 if whole else dtype,
+        loadable(config.model, config.revision), revision=config.revision or None, dtype=torch.float32 if whole else dtype,
         quantization_config=four_bit if config.technique.four_bit else None, device_map={"": 0 if torch.cuda.is_available() else "cpu"},
     )  # fmt: skip
     adapter = LoraConfig(
