@@ -18,7 +18,7 @@ VENV   := .venv
 PYTHON ?= $(VENV)/bin/python
 ifeq ($(PYTHON),$(VENV)/bin/python)
 READY  := $(VENV)/.ready
-else ifdef CONDA_PREFIX
+else ifneq ($(and $(CONDA_PREFIX),$(filter $(CONDA_PREFIX)/%,$(shell command -v $(PYTHON)))),)
 READY  := $(CONDA_PREFIX)/.kit-ready
 endif
 UV     := uv==0.13.9
@@ -26,10 +26,29 @@ INSTALL = $(PYTHON) -m pip install --quiet --disable-pip-version-check $(UV) && 
   $(PYTHON) -m uv pip install --python "$$(command -v $(PYTHON))" --no-deps --compile-bytecode -r requirements.lock && \
   $(PYTHON) -m uv pip install --python "$$(command -v $(PYTHON))" --no-deps --quiet -e .
 
-FLAGS = --recipe $(RECIPE) $(foreach s,$(SOURCES),--source $(s)) \
-        $(if $(NAME),--name $(NAME)) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) \
-        $(if $(RUNS_DIR),--runs-dir $(RUNS_DIR)) $(if $(REPORT_DIR),--report-dir $(REPORT_DIR)) $(ARGS)
+FLAGS = --recipe '$(RECIPE)' $(foreach s,$(SOURCES),--source '$(s)') \
+        $(if $(NAME),--name '$(NAME)') $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
+        $(if $(RUNS_DIR),--runs-dir '$(RUNS_DIR)') $(if $(REPORT_DIR),--report-dir '$(REPORT_DIR)') $(ARGS)
 RUN = $(PYTHON) scripts
+
+# Before hours go into other methods than those that were meant.
+ifneq ($(filter all train eval chat export,$(MAKECMDGOALS)),)
+ifeq ($(origin METHODS),command line)
+$(error METHODS is for compare and sweep; here give one METHOD, or: make compare METHODS="$(METHODS)")
+endif
+endif
+ifneq ($(filter compare sweep,$(MAKECMDGOALS)),)
+ifeq ($(origin METHOD),command line)
+$(error METHOD is for a single method; here give METHODS="$(METHOD)")
+endif
+ifneq ($(filter-out $(ALL),$(METHODS)),)
+$(error unknown method $(firstword $(filter-out $(ALL),$(METHODS))); known: $(ALL))
+endif
+ifeq ($(strip $(METHODS)),)
+$(error METHODS names no method; known: $(ALL))
+endif
+endif
+TRAINED = $(filter-out hybrid combined,$(METHODS))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -67,11 +86,13 @@ $(CONDA_PREFIX)/.kit-ready: requirements.lock pyproject.toml
 	@touch $@
 
 SEEDED = $(FLAGS) --seeds $(subst $(space),$(comma),$(strip $(SEEDS)))
+# One run: ARGS, which comes later, may name another seed.
+ONE    = --seed '$(firstword $(SEEDS))' $(FLAGS)
 comma := ,
 space := $(subst ,, )
 
 data: $(READY) ## build the data and show what was kept and dropped
-	@$(RUN)/data.py --method $(METHOD) $(FLAGS)
+	@$(RUN)/data.py --method '$(METHOD)' $(FLAGS)
 
 base: $(READY)
 	@$(RUN)/eval.py --method base $(FLAGS)
@@ -92,19 +113,20 @@ compare: data base ## the same for every one of METHODS, then one report
 	@$(RUN)/report.py $(FLAGS)
 
 sweep: $(READY) ## the same small learning-rate budget for every one of METHODS, judged on validation rows
-	@set -e; for m in $(filter-out hybrid combined,$(METHODS)); do $(RUN)/sweep.py --method $$m $(FLAGS); done
+	@test -n "$(TRAINED)" || { echo "error: $(METHODS) take the learning rates of their parts; sweep those" >&2; exit 2; }
+	@set -e; for m in $(TRAINED); do $(RUN)/sweep.py --method $$m $(FLAGS); done
 
 rate: $(READY) ## score the replies by hand, blind, from 0 to 5 (RATER=your-name)
-	@$(RUN)/rate.py $(FLAGS) $(if $(RATER),--rater $(RATER))
+	@$(RUN)/rate.py $(FLAGS) $(if $(RATER),--rater '$(RATER)')
 
 chat: $(READY) ## talk to the tuned model of METHOD in the terminal
-	@$(RUN)/chat.py --method $(METHOD) $(FLAGS)
+	@$(RUN)/chat.py --method '$(METHOD)' $(ONE)
 
 export: $(READY) ## write METHOD's model, merged in 16 bits, to the folder OUT
-	@$(RUN)/export.py --method $(METHOD) $(FLAGS) --out '$(OUT)'
+	@$(RUN)/export.py --method '$(METHOD)' $(ONE) --out '$(OUT)'
 
 doctor: $(READY) ## what this machine has, and what to do where something is wrong
-	@$(RUN)/doctor.py --method $(METHOD) $(FLAGS)
+	@$(RUN)/doctor.py --method '$(METHOD)' $(FLAGS)
 
 bench: $(READY) ## time both sides of every claim of speed, interleaved (minutes each; dora half an hour on a CPU)
 	@set -e; for b in startup data metrics report generate train dora scaling; do $(RUN)/bench.py $$b $(FLAGS); done
@@ -121,7 +143,7 @@ assets: $(READY) ## rebuild the built-in model and data from their script (about
 	@$(PYTHON) -m kit.assets.make
 
 lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
-	@$(VENV)/bin/uv pip compile --quiet --universal --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
+	@$(PYTHON) -m uv pip compile --quiet --universal --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
 
 clean: ## remove built data, runs and the generated report (not .venv)
 	rm -rf data runs

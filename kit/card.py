@@ -137,7 +137,7 @@ def _results(config: RunConfig, scored: Record | None) -> list[str]:
     if scored is None:
         return ["## Results", "Not evaluated yet."]
     path = config.run_dir.parent / BASE / "eval.json"
-    base = read_json(path) if path.exists() else None
+    base = read_json(path, "all", "provenance") if path.exists() else None
     comparable = base is not None and base["provenance"]["data"] == scored["provenance"]["data"]
     lines = ["| | base model | tuned |", "| --- | ---: | ---: |"]
     for name in ON_THE_HUB:

@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from kit.errors import UserError, unknown
 from kit.methods import METHODS
 
 # Failures of the disk or its permissions: the user's to fix, so no traceback.
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EFBIG)
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,6 +71,7 @@ def configure(about: str, argv: Sequence[str] | None = None) -> RunConfig:
     """Parses the flags and resolves the configuration; says which recipe `auto` chose and why.
 
     With --seeds 0,1,2 the script runs once for each, every seed in a process of its own, and ends with the first failure's exit code.
+    Beside a single one --seed, which is the more exact, counts.
     """
     options = parser(about)
     options.add_argument("--seeds", metavar="N,N", help="run once for each of these seeds")
@@ -87,21 +90,29 @@ def each_seed(flags: dict[str, Any], argv: list[str]) -> None:
     if seeds is None:
         return
     numbers = seeds.split(",")
-    if not all(n.isdigit() for n in numbers):
+    if not all(n.isascii() and n.isdigit() for n in numbers):
         raise UserError(f"--seeds takes whole numbers with commas between them, such as 0,1,2; got {seeds!r}")
     if len(numbers) == 1:
-        flags["seed"] = int(seeds)
+        flags.setdefault("seed", int(seeds))
         return
+    if "seed" in flags:
+        raise UserError("give --seed or --seeds, not both")
     resolve(flags)
     at = next(i for i, a in enumerate(argv) if a.startswith("--seeds"))
     rest = argv[:at] + argv[at + (1 if "=" in argv[at] else 2) :]
-    for number in numbers:
-        process = subprocess.Popen([sys.executable, sys.argv[0], *rest, "--seed", number])
-        while process.returncode is None:
-            with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the process itself, which saves before it ends
-                process.wait()
-        if process.returncode:
-            sys.exit(process.returncode)
+    earlier = signal.getsignal(signal.SIGTERM)
+    try:
+        for number in numbers:
+            process = subprocess.Popen([sys.executable, sys.argv[0], *rest, "--seed", number])
+            # It saves and ends, and then so does this one.
+            signal.signal(signal.SIGTERM, lambda *_, child=process: child.terminate())
+            while process.returncode is None:
+                with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the process itself, which saves before it ends
+                    process.wait()
+            if process.returncode:
+                sys.exit(process.returncode)
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
     sys.exit(0)
 
 
@@ -109,11 +120,15 @@ def run_flags(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags that a run's path stands for: runs/NAME/METHOD-sSEED, and its own config.json when it has one."""
     from kit.runs import load_config
 
+    given, path = path, path.resolve()
+    path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) and len(path.relative_to(Path.cwd()).parts) > 2 else path
     if not (path / "config.json").exists():
         if path.name != BASE:
-            raise UserError(f"{path} is no trained run: it has no config.json; train one with scripts/train.py")
+            raise UserError(f"{given} is no trained run: it has no config.json; train one with scripts/train.py")
         return {"method": BASE, "name": path.parent.name, "runs_dir": str(path.parent.parent)} | dict(flags)
     stored = load_config(path, {})
+    if (stored.name, stored.run_name) != (path.parent.name, path.name):
+        raise UserError(f"{given} was renamed or copied: it holds the run {stored.name}/{stored.run_name}; give its folders these names again")
     identity = {k: v for k, v in dataclasses.asdict(stored).items() if k in stored.identity()}
     return identity | {"runs_dir": str(path.parent.parent)} | dict(flags)
 
@@ -146,12 +161,18 @@ def announce(config: RunConfig, flags: Mapping[str, Any]) -> None:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a script's main: a UserError becomes its lines on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A terminal without a tick, or with none of these letters, costs no result.
+            stream.reconfigure(errors="replace")
     try:
         main()
     except UserError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # Whoever read the output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,7 +210,8 @@ def resolve(flags: Mapping[str, Any]) -> RunConfig:
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     values["source"] = tuple(sorted(values.get("source", ())))
     values["name"] = values.get("name") or name + ("-scaled" if flags.get("scale_down", False) else "")
-    if values.get("tuned") and "learning_rate" not in flags and method != BASE:
+    # What is built on other methods' runs takes the rates that were found for those.
+    if values.get("tuned") and "learning_rate" not in flags and method != BASE and not METHODS[method].parts:
         values["learning_rate"] = tuned_rate(Path(values.get("runs_dir", RunConfig.runs_dir)) / values["name"], method)
     config = RunConfig(**values)
     check(config)
@@ -232,7 +234,7 @@ def tuned_rate(experiment: Path, method: str) -> float:
 
 def sibling(config: RunConfig, method: str) -> RunConfig:
     """The same experiment with another method: that method's own settings, and whatever the user changed by flags."""
-    common = {"recipe": config.recipe, "scale_down": config.scale_down, "name": config.name}
+    common = {"recipe": config.recipe, "scale_down": config.scale_down, "name": config.name, "tuned": config.tuned, "runs_dir": config.runs_dir}
     standard, other = resolve(common | {"method": config.method}), resolve(common | {"method": method})
     changed = {f: v for f in fields() if f != "method" and (v := getattr(config, f)) != getattr(standard, f)}
     return dataclasses.replace(other, **changed)
@@ -240,12 +242,16 @@ def sibling(config: RunConfig, method: str) -> RunConfig:
 
 def check(config: RunConfig) -> None:
     """Raises one UserError with every value that cannot work."""
+    numbers = {f: v for f in fields() if isinstance(v := getattr(config, f), float)}
+    if unusable := [f"--{f.replace('_', '-')} must be a finite number, got {v}" for f, v in numbers.items() if not math.isfinite(v)]:
+        raise UserError(*unusable)
     positive = ("train_per_source", "test_per_source", "max_length", "rank", "alpha", "epochs", "micro_batch", "accumulation",
                 "learning_rate", "save_steps", "max_new_tokens", "eval_tokens", "limit_train", "limit_test", "max_steps", "update_gap", "projection_scale",
                 "price_per_kwh")  # fmt: skip
     flag = {f: f"--{f.replace('_', '-')}" for f in fields()}
     problems = [f"{flag[f]} must be greater than 0, got {v}" for f in positive if (v := getattr(config, f)) is not None and v <= 0]
-    problems += [f"--valid-per-source must not be negative, got {config.valid_per_source}"] if config.valid_per_source < 0 else []
+    problems += [f"{flag[f]} must not be negative, got {v}" for f in ("valid_per_source", "weight_decay", "max_grad_norm") if (v := getattr(config, f)) < 0]
+    problems += [f"{flag[f]} must be from 0 to {2**32 - 1}, got {v}" for f in ("seed", "data_seed") if not 0 <= (v := getattr(config, f)) < 2**32]
     shares = ("dropout", "warmup_ratio")
     problems += [f"{flag[f]} must be from 0 to below 1, got {v}" for f in shares if not 0 <= (v := getattr(config, f)) < 1]
     choices = {

@@ -1,4 +1,4 @@
-"""The only rich Console of the kit: full width off-terminal, foreign text escaped."""
+"""The only rich Console of the kit: full width off-terminal, foreign text escaped, a closed pipe outlived."""
 
 from __future__ import annotations
 
@@ -8,10 +8,22 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
+if sys.stdout is None:  # closed by whoever started this
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
 # Off-terminal rich assumes 80 columns and wraps tables in logs; COLUMNS still wins.
 WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
 
-console = Console(width=WIDTH, highlight=False, soft_wrap=False)
+
+class Steady(Console):
+    """Output that nobody reads any more ends nothing: a training goes on when the `tee` behind it has died."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+console = Steady(width=WIDTH, highlight=False, soft_wrap=False)
 
 
 def say(text: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from kit.config import DATA_FIELDS, RunConfig
 from kit.console import counts, say
 from kit.errors import UserError
-from kit.files import read_json, read_jsonl, replaced_folder, sha256, write_json, write_jsonl
+from kit.files import held, read_json, read_jsonl, replaced_folder, sha256, write_json, write_jsonl
 from kit.sources import SOURCES as KNOWN
 from kit.sources import Stream
 
@@ -39,7 +39,7 @@ def manifest_of(config: RunConfig) -> dict[str, Any] | None:
     path = config.data_path / "manifest.json"
     if not path.exists():
         return None
-    manifest: dict[str, Any] = read_json(path)
+    manifest: dict[str, Any] = read_json(path, "inputs", "files", "sources")
     differing = [k for k, v in inputs(config).items() if manifest["inputs"].get(k) != v]
     if differing:
         raise UserError(
@@ -57,6 +57,12 @@ def prepare(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     streams = [Stream(spec) for spec in config.source]
     if len({s.name for s in streams}) < len(streams):
         raise UserError("a source is named twice; each --source needs a name of its own")
+    with held(Path(config.data_dir), wait=True):
+        # Another process may have built it meanwhile.
+        return (None if overwrite else manifest_of(config)) or _build(config, streams)
+
+
+def _build(config: RunConfig, streams: list[Stream]) -> dict[str, Any]:
     say(f"building {config.data_path} from {', '.join(config.source)}")
     pools = [Pool(stream, config.data_seed) for stream in streams]
     duplicates = group(pools)

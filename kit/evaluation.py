@@ -10,7 +10,7 @@ from kit import card, dataset, external, forgetting, gates, runs, scoring
 from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.errors import UserError
-from kit.files import read_json, sha256, write_json
+from kit.files import held, read_json, sha256, write_json
 from kit.generation import Reply, generate, likelihoods, longest_first, take
 from kit.model import free_memory, load_trained, prepare_data
 from kit.progress import Bar
@@ -23,15 +23,19 @@ Drafted = dict[str, Reply] | None
 def evaluate(config: RunConfig) -> dict[str, Any]:
     """The run's eval.json; goes on where an interrupted evaluation stopped, and does nothing when the result exists."""
     prepare_data(config)
-    data = dataset.manifest_hash(config)
     trained = config.run_dir / "train.json"
-    if config.method != BASE and (not trained.exists() or read_json(trained)["status"] != "done"):
+    if config.method != BASE and (not trained.exists() or read_json(trained, "status")["status"] != "done"):
         raise UserError(f"{config.run_dir} is not trained yet; run: python scripts/train.py --method {config.method} --seed {config.seed}")
-    rows = scoring.rows_to_score(config)
+    with held(config.run_dir):
+        return _evaluate(config)
+
+
+def _evaluate(config: RunConfig) -> dict[str, Any]:
+    data, rows = dataset.manifest_hash(config), scoring.rows_to_score(config)
     folder = runs.open_run(config)
     scoring.check_data(folder, config, data)
     result = folder / "eval.json"
-    record: dict[str, Any] | None = read_json(result) if result.exists() else None
+    record: dict[str, Any] | None = read_json(result, "all", "phases", "generation", "provenance") if result.exists() else None
     if record is not None and forgetting.measured(record, config):
         say(f"{folder} is evaluated already")
         return record

@@ -12,14 +12,18 @@ from kit.console import say
 from kit.errors import UserError
 from kit.files import read_json, replaced_folder, write_text
 from kit.hub import hub_errors, load_tokenizer, loadable
-from kit.model import free_memory, quiet, saved_folder
+from kit.model import free_memory, quiet, saved_folder, undamaged
 from kit.preflight import GIB, existing
 from kit.prompts import Renderer
 
 # What kit.prompts renders as the Alpaca format, for engines that know chat templates alone.
+# As in training, a system message goes in front of the next instruction.
 ALPACA = (
-    "{%- for message in messages -%}{%- if message.role == 'user' -%}{{ '' if loop.first else '\\n\\n' }}{{ '### Instruction:\\n' + message.content | trim }}"
-    "{{ '\\n\\n### Response:\\n' }}{%- else -%}{{ message.content | trim + eos_token }}{%- endif -%}{%- endfor -%}"
+    "{%- set ns = namespace(before='', turns=0) -%}{%- for message in messages -%}{%- if message.role == 'system' -%}"
+    "{%- set ns.before = ns.before + message.content | trim + '\\n\\n' -%}{%- elif message.role == 'user' -%}"
+    "{{ '' if ns.turns == 0 else '\\n\\n' }}{{ '### Instruction:\\n' + ns.before + message.content | trim + '\\n\\n### Response:\\n' }}"
+    "{%- set ns.before = '' -%}{%- set ns.turns = ns.turns + 1 -%}{%- elif message.role == 'assistant' -%}{{ message.content | trim + eos_token }}"
+    "{%- else -%}{{ raise_exception('roles are system, user and assistant') }}{%- endif -%}{%- endfor -%}"
 )
 
 
@@ -33,6 +37,8 @@ def export(config: RunConfig, target: Path) -> str:
     record = read_json(trained) if trained.exists() else {}
     if config.method == BASE or record.get("status") != "done":
         raise UserError(f"{config.run_dir} is no trained run; run: python scripts/train.py --method {config.method} --seed {config.seed}")
+    if not any(saved_folder(config).glob("*.safetensors")):
+        raise UserError(f"{saved_folder(config)} is gone; train again: python scripts/train.py --method {config.method} --seed {config.seed}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already and nothing is overwritten; choose another --out or remove it")
     need, free = record["total_params"] * 2, shutil.disk_usage(existing(target)).free
@@ -48,7 +54,7 @@ def export(config: RunConfig, target: Path) -> str:
 def _fill(config: RunConfig, record: dict[str, Any], folder: Path) -> str:
     tokenizer: Any = load_tokenizer(str(saved_folder(config)))
     renderer = Renderer(tokenizer, config.format, config.max_length)
-    stored = read_json(config.run_dir / "probe.json")
+    stored = read_json(config.run_dir / "probe.json", "rows", "log_probs")
     rows = [(prompt, reply) for prompt, reply in stored["rows"]]
     say(f"loading {saved_folder(config)} in float32")
     model, kind = _whole(config)
@@ -59,6 +65,9 @@ def _fill(config: RunConfig, record: dict[str, Any], folder: Path) -> str:
     if config.format == "alpaca":
         tokenizer.chat_template = ("{{ bos_token }}" if renderer.bos else "") + ALPACA
     tokenizer.save_pretrained(str(folder))
+    sentencepiece(config, folder)
+    for file in folder.glob("*.safetensors"):  # which are written for their owner alone
+        file.chmod((folder / "config.json").stat().st_mode)
     del model
     free_memory()
     say("checking what was written")
@@ -74,6 +83,19 @@ def _fill(config: RunConfig, record: dict[str, Any], folder: Path) -> str:
         raise UserError(f"nothing is exported: {'; '.join(wrong)}")
     merged = "Whole model" if config.technique.full else "Adapter merged into the 16-bit base"
     return f"{merged}, stored in {name}; {'; '.join(c.detail for c in checks)}."
+
+
+def sentencepiece(config: RunConfig, folder: Path) -> None:
+    """Beside the tokenizer the file that it was made from, where the base has one: transformers leaves it out, and llama.cpp converts no Gemma without."""
+    from huggingface_hub import errors, hf_hub_download
+
+    source, name = loadable(config.model, config.revision), "tokenizer.model"
+    try:
+        found = Path(source, name) if Path(source).is_dir() else Path(hf_hub_download(source, name, revision=config.revision or None))
+    except (errors.EntryNotFoundError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        return
+    if found.exists():
+        shutil.copyfile(found, folder / name)
 
 
 def _whole(config: RunConfig) -> tuple[Any, Any]:
@@ -92,7 +114,8 @@ def _whole(config: RunConfig) -> tuple[Any, Any]:
         model = _load(source, revision)
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(saved_folder(config))).eval(), kind
+    with undamaged(saved_folder(config)):
+        return PeftModel.from_pretrained(model, str(saved_folder(config))).eval(), kind
 
 
 def _load(source: str, revision: str | None = None) -> Any:

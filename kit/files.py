@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -15,14 +16,21 @@ from kit.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file as a whole; a kill at any moment leaves the old file or the new one."""
+    """Replaces a file as a whole; a kill or a full disk at any moment leaves the old file or the new one."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -30,20 +38,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; a damaged or unreadable one is a UserError that names it."""
+def read_json(path: Path, *needed: str) -> Any:
+    """The object in a JSON file; one that is damaged, unreadable or without the needed keys is a UserError that names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove it and run the stage again") from None
+    if not isinstance(found, dict) or (missing := [key for key in needed if key not in found]):
+        lacks = f"it has no {', '.join(missing)}" if isinstance(found, dict) else f"it holds no object but {type(found).__name__}"
+        raise UserError(f"{path}: cannot be read ({lacks}); remove it and run the stage again")
+    return found
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -67,8 +75,24 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
+def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keeps a folder for this block; where another process is in one for it, waits or raises a UserError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise UserError(f"{folder} is in use by another process; wait for it to end, or choose another --name") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
     """A folder to fill that takes the target's place only when the block succeeds; until then the target stays as it was."""
+    target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     building = target.with_name(f".{target.name}.building")
     retired = target.with_name(f".{target.name}.retired")

@@ -14,6 +14,8 @@ from kit.prompts import IGNORE, Exam, Example, Renderer
 # Largest mean difference in nats a token between two ways of computing the same log-probability; 2^-8 and 2^-11 are the 16-bit types' rounding.
 BOUNDS = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.08}
 LOOKED_AT, PROBED, COMPARED, SHORTEST = 256, 4, 32, 16
+# Optimiser steps that may be skipped for gradients that are not finite: a share of all, or a few.
+SKIPPED, FEW = 0.1, 3
 
 
 class Gate(NamedTuple):
@@ -117,7 +119,9 @@ def training(model: Any, *, start: Before, end: float, fed: Mapping[str, bool], 
         "learning_rate": Gate(0.5 * peak_rate <= max(rates) <= 1.001 * peak_rate if len(log) >= SHORTEST else None,
                               f"peak {max(rates, default=0):.2e} of {peak_rate:.2e} asked for"),
         "loss_fell": Gate(judged(end < start.loss), f"the same {COMPARED} training rows: {start.loss:.3f} -> {end:.3f} nats a token"),
-        "finite": Gate(finite, f"weights {'finite' if finite else 'hold NaN or Inf'}; {skipped} of {len(log)} gradient norms were not finite"),
+        # A loss scaler that finds its scale skips a few steps; more are a training that did not happen.
+        "finite": Gate(finite and skipped <= max(SKIPPED * len(log), FEW),
+                       f"weights {'finite' if finite else 'hold NaN or Inf'}; {skipped} of {len(log)} gradient norms were not finite"),
     }  # fmt: skip
 
 
@@ -145,7 +149,7 @@ def reloaded(model: Any, folder: Path, pad: int, precision: str) -> dict[str, Ga
     path = folder / "probe.json"
     if not path.exists():
         return {}
-    stored = read_json(path)
+    stored = read_json(path, "rows", "log_probs")
     rows = [(prompt, reply) for prompt, reply in stored["rows"]]
     together = probe(model, rows, pad)
     single = [probe(model, [row], pad)[0] for row in rows]

@@ -39,7 +39,7 @@ def hub_errors(what: str) -> Iterator[None]:
         names = {type(link).__name__ for link in chain}
         if names & {"ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
             raise Unreachable(f"{what} is not in the local cache and the hub cannot be reached; check the network, or use --recipe tiny") from None
-        if isinstance(error, (OSError, ValueError)) or "Dataset" in type(error).__name__:
+        if isinstance(error, (OSError, ValueError)) or any(word in type(error).__name__ for word in ("Dataset", "Safetensor")):
             raise UserError(f"{what} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
         raise
 

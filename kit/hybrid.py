@@ -53,6 +53,8 @@ def sequential(config: RunConfig, folder: Path) -> Record:
 def _join_logs(first: Path, second: Path) -> None:
     """One log of both halves; the second's counts go on from the first's."""
     head, tail = list(read_jsonl(first)), list(read_jsonl(second))
+    if tail[0]["step"] > head[-1]["step"]:  # joined before a kill
+        return
     for key in ("step", "tokens", "supervised", "wall_s"):
         for row in tail:
             row[key] += head[-1][key]

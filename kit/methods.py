@@ -30,7 +30,9 @@ class Method:
 
 
 HIGH_RANK = {"rank": 128, "alpha": 32}
-LOW_RANK_GRADIENT = {"rank": 128, "learning_rate": 1e-4}
+GALORE = {"rank": 128, "learning_rate": 1e-4, "projection_scale": 0.25}
+# As its authors' code and transformers have it: a scale of 1, at a rate that moves the weights as far as GaLore's does.
+APOLLO = {"rank": 128, "learning_rate": 2.5e-5, "projection_scale": 1.0}
 
 METHODS: dict[str, Method] = {
     "qlora": Method("QLoRA", "LoRA on a base model stored in 4-bit NF4 with double quantisation (Dettmers et al. 2023).", four_bit=True),
@@ -40,11 +42,11 @@ METHODS: dict[str, Method] = {
     "highrank": Method("high-rank LoRA", 'LoRA of rank 128 and alpha 32 on attention and MLP, which one study called "modified GaLore".', settings=HIGH_RANK),
     "galore": Method(
         "GaLore", "All weights of the layers trained, with gradients and Adam's moments in a low-rank subspace (Zhao et al. 2024).",
-        adapter="none", projection="galore", settings=LOW_RANK_GRADIENT,
+        adapter="none", projection="galore", settings=GALORE,
     ),
     "apollo": Method(
         "APOLLO", "All weights of the layers trained, each channel scaled as Adam on a random low-rank projection would (Zhu et al. 2024).",
-        adapter="none", projection="apollo", settings=LOW_RANK_GRADIENT,
+        adapter="none", projection="apollo", settings=APOLLO,
     ),
     "full": Method("full", "Every weight trained: the reference.", adapter="none", settings={"learning_rate": 2e-5, "train_embeddings": True}),
     "hybrid": Method(

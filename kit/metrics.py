@@ -161,18 +161,22 @@ def bleu_statistics(rows: Sequence[Row]) -> Array:
     return np.concatenate([found[:, 0, :2], found[:, :, 2], found[:, :, 0]], axis=1)
 
 
-def bleu_score(sums: Array) -> Array:
-    """Corpus BLEU-4 from summed statistics, sacreBLEU's formula with its "exp" smoothing (Papineni et al. 2002; Post 2018)."""
+def bleu_score(sums: Array, *, effective: bool = False) -> Array:
+    """Corpus BLEU-4 from summed statistics, sacreBLEU's formula with its "exp" smoothing (Papineni et al. 2002; Post 2018).
+
+    `effective`: of the orders that have n-grams, as for single sentences, which may be too short for the others.
+    """
     prediction, reference = sums[..., 0], sums[..., 1]
     matched, total = sums[..., 2 : 2 + ORDER], sums[..., 2 + ORDER :]
     # The k-th order without a match counts 1 / 2^k matches; an order without n-grams makes the score 0.
     missing = (matched == 0) & (total > 0)
     smoothed = np.where(missing, 0.5 ** np.cumsum(missing, axis=-1), matched)
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(smoothed / total)
+        logs = np.where(total > 0, np.log(smoothed / total), 0.0)
         brevity = np.where(prediction < reference, 1 - reference / prediction, 0.0)
-        score = 100 * np.exp(logs.mean(axis=-1) + brevity)
-    return np.where((total == 0).any(axis=-1) | (matched.sum(axis=-1) == 0), 0.0, score)
+        score = 100 * np.exp(logs.sum(axis=-1) / np.maximum((total > 0).sum(axis=-1), 1) + brevity)
+    undefined = (total == 0).all(axis=-1) if effective else (total == 0).any(axis=-1)
+    return np.where(undefined | (matched.sum(axis=-1) == 0), 0.0, score)
 
 
 def bleu_signature() -> str:
@@ -244,18 +248,22 @@ def as_is(scores: Array) -> Array:
     return scores
 
 
+def not_negative(scores: Array) -> Array:
+    return np.maximum(scores, 0.0)
+
+
 METRICS: dict[str, Metric] = {
     "bleu4": Metric("BLEU-4", True, bleu_statistics, bleu_score, bleu_signature, margin=1.0),
     "rouge_l": Metric("ROUGE-L", True, rouge_statistics, ratio, lambda: "mean ROUGE-L F1|tok:rouge_score|no stemming|empty counts 0", margin=1.0),
     # Compared as 100 ln: differences are per cent, in either direction the same (log percentages, Tornqvist et al. 1985); means are geometric.
     "perplexity": Metric(
         "Perplexity", False, perplexity_statistics, lambda sums: 100 * ratio(sums), lambda: "exp(sum nll / sum tokens)|reference reply tokens and terminator",
-        show=lambda scores: np.exp(scores / 100), unit="log %", margin=2.0, inputs=("nll", "nll_tokens"),
+        show=lambda scores: np.maximum(np.exp(scores / 100), 1.0), unit="log %", margin=2.0, inputs=("nll", "nll_tokens"),
     ),
     "chrf": Metric("chrF", True, chrf_statistics, chrf_score, lambda: "corpus chrF2|nrefs:1|case:mixed|nc:6|nw:0|space:no", secondary=True),
     "exact_match": Metric("Exact match", True, exact_statistics, ratio, lambda: "% equal|case:mixed|outer space stripped", secondary=True),
     "length_ratio": Metric("Length ratio", None, length_statistics, ratio, lambda: "sum of reply / sum of reference tokens|tok:13a",
-                           show=as_is, unit="", secondary=True),
+                           show=not_negative, unit="", secondary=True),
     # Per reply, unlike Li et al. (2016), whose share of a whole corpus falls with its size.
     **{
         f"distinct_{n}": Metric(f"Distinct-{n}", None, partial(distinct_statistics, n=n), ratio, lambda: "mean distinct / all n-grams of a reply|tok:13a",

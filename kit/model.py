@@ -6,6 +6,8 @@ import gc
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from kit.console import console, say
 from kit.device import Choice, choose_precision, cuda_gpu
 from kit.errors import UserError, unknown
 from kit.hub import hub_errors, load_tokenizer, loadable
+from kit.resources import is_memory_error
 
 # On some processors bitsandbytes looks for a faster 4-bit kernel on the hub and warns that it has none.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -163,15 +166,28 @@ def unfreeze(model: Any, config: RunConfig) -> Any:
 def load_trained(config: RunConfig) -> tuple[Any, Any, Choice]:
     """(model, tokenizer, precision) for evaluation: the base model alone for `base`, else with what the run saved."""
     saved = saved_folder(config)
-    if config.method != BASE and not any(saved.glob("*config.json")):
+    if config.method != BASE and not any(saved.glob("*.safetensors")):
         raise UserError(f"{config.run_dir} has no trained model; run: python scripts/train.py --method {config.method} --seed {config.seed}")
     model, tokenizer, chosen = load_base(config, folder=saved if config.method != BASE and config.technique.full else None)
     if config.method != BASE and not config.technique.full:
         from peft import PeftModel
 
-        model = fast_dora(PeftModel.from_pretrained(model, str(saved)), config)
+        with undamaged(saved):
+            model = fast_dora(PeftModel.from_pretrained(model, str(saved)), config)
     import_unsloth().FastModel.for_inference(model)
     return model, tokenizer, chosen
+
+
+@contextmanager
+def undamaged(saved: Path) -> Iterator[None]:
+    """What a run saved and cannot be loaded again is a UserError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or is_memory_error(error):
+            raise
+        said = str(error).strip().splitlines() or [""]
+        raise UserError(f"{saved} is damaged ({type(error).__name__}: {said[0]}); remove it and train again") from None
 
 
 def saved_folder(config: RunConfig) -> Path:

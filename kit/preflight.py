@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from kit.config import RunConfig
 from kit.console import say
 from kit.device import cuda_gpu, total_memory
-from kit.errors import UserError
+from kit.errors import UserError, unknown
 from kit.model import architecture, built, check_targets, linear_layers, precision
 
 GIB = 2**30
@@ -52,7 +52,12 @@ def skeleton(config: RunConfig) -> Any:
 def check(config: RunConfig) -> float | None:
     """Raises one UserError with everything that cannot work; returns the predicted peak in GiB (None when not asked to predict)."""
     model = skeleton(config)
-    if problems := check_targets(config, linear_layers(model)):
+    from transformers.training_args import OptimizerNames
+
+    problems = check_targets(config, linear_layers(model))
+    known = [name.value for name in OptimizerNames]
+    problems += [unknown("optimizer", config.optimizer, known)] if config.optimizer not in known else []
+    if problems:
         raise UserError(*problems)
     if not config.preflight:
         return None

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ class TrainingProgress:
 
     def __init__(self, log: Path, phases: Phases, step: int) -> None:
         """Keeps the log up to the step that training goes on from."""
-        self.rows = [r for r in read_jsonl(log) if r["step"] <= step] if step and log.exists() else []
+        self.rows = list(islice(read_jsonl(log), step)) if step and log.exists() else []
+        if len(self.rows) < step:
+            raise UserError(f"{log} lacks steps that the checkpoint of step {step} has behind it; remove {log.parent} and train again")
         write_jsonl(log, self.rows)
         last = self.rows[-1] if self.rows else {"tokens": 0, "supervised": 0, "wall_s": 0.0}
         self.earlier, self.wall_s = (last["tokens"], last["supervised"]), last["wall_s"]
@@ -71,17 +74,22 @@ class TrainingProgress:
         self.peak_gib: float | None = None
         self.stopped = False
         self.fed: dict[str, bool] = {}
+        self.looked = 0
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM ends training after the step in hand and a checkpoint; the second ends it at once."""
-        earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        """The first Ctrl-C, SIGTERM or SIGHUP ends training after the step in hand and a checkpoint; the second ends it at once."""
+        earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        if earlier[signal.SIGHUP] == signal.SIG_IGN:  # nohup
+            del earlier[signal.SIGHUP]
 
         def stop(*_: object) -> None:
             say("stopping after this step and a checkpoint; once more stops at once")
             self.stopped = True
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            if signal.SIGHUP in earlier:
+                signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
         for number in earlier:
             signal.signal(number, stop)
@@ -119,13 +127,15 @@ class TrainingProgress:
             control.should_save = control.should_training_stop = True
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Notes which trainable tensors have had a gradient that is not zero."""
-        self.looked = getattr(self, "looked", 0) + 1
-        if model is None or self.looked > LOOKED_AT:
+        """Notes which trainable tensors have had a gradient that is not zero; a step whose gradients overflow is skipped, and not looked at."""
+        if model is None or self.looked == LOOKED_AT:
             return
-        for name, p in model.named_parameters():
-            if p.requires_grad:
-                self.fed[name] = self.fed.get(name, False) or (p.grad is not None and bool(p.grad.any()))
+        found = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+        if not all(g is None or bool(g.isfinite().all()) for g in found.values()):
+            return
+        self.looked += 1
+        for name, grad in found.items():
+            self.fed[name] = self.fed.get(name, False) or (grad is not None and bool(grad.any()))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         if "loss" not in logs:

@@ -15,7 +15,7 @@ from kit.errors import UserError
 from kit.files import read_json, write_json
 
 SCHEMA = 1
-RESULTS = ("checkpoints", "adapter", "predictions.jsonl", "eval.json")
+RESULTS = ("checkpoints", "adapter", "model", "predictions.jsonl", "eval.json")
 PACKAGES = ("unsloth", "unsloth_zoo", "trl", "transformers", "peft", "bitsandbytes", "torch", "xformers", "datasets", "sacrebleu", "rouge-score")
 
 

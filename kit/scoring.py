@@ -10,7 +10,7 @@ from kit import card, dataset, runs
 from kit.config import RunConfig
 from kit.console import say
 from kit.errors import UserError
-from kit.files import read_json, read_jsonl, sha256, write_json
+from kit.files import held, read_json, read_jsonl, sha256, write_json
 from kit.metrics import scores, scores_by_source
 from kit.prompts import plain_prompt
 
@@ -96,15 +96,20 @@ def rows_to_score(config: RunConfig) -> list[Row]:
 
 def rescore(config: RunConfig) -> dict[str, Any]:
     """eval.json with everything that follows from predictions.jsonl computed anew, and all else kept."""
-    folder, manifest = config.run_dir, dataset.manifest_of(config)
-    result, predictions = folder / "eval.json", folder / "predictions.jsonl"
+    manifest = dataset.manifest_of(config)
     if manifest is None:
         raise UserError(f"{config.data_path} is not there, and predictions are scored against their data; build it with scripts/data.py")
-    if not result.exists():
-        raise UserError(f"{folder} is not evaluated yet; run: python scripts/eval.py --method {config.method} --seed {config.seed}")
-    runs.open_run(config)
+    if not (config.run_dir / "eval.json").exists():
+        raise UserError(f"{config.run_dir} is not evaluated yet; run: python scripts/eval.py --method {config.method} --seed {config.seed}")
+    with held(config.run_dir):
+        return _rescore(config, manifest)
+
+
+def _rescore(config: RunConfig, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    folder = runs.open_run(config)
+    result, predictions = folder / "eval.json", folder / "predictions.jsonl"
     check_data(folder, config, dataset.manifest_hash(config))
-    record, rows = read_json(result), load(predictions, rows_to_score(config))
+    record, rows = read_json(result, "all", "generation", "provenance"), load(predictions, rows_to_score(config))
     found = sha256(predictions)
     if record.get("predictions_sha256", found) != found:
         say(f"{predictions} is not the file that was scored before: SHA-256 {record['predictions_sha256'][:12]} then, {found[:12]} now")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Rows = npt.NDArray[np.intp]
 Run = Mapping[str, Array]  # {metric: statistics [n, k]} of one seed
 POWER = 0.8
+# Rows that agree to the last digit say nothing of the next ones if they are fewer.
+FEW = 30
 MANY = 10_000
 z = NormalDist().inv_cdf
 METHOD_NOTE = (
@@ -95,14 +97,15 @@ def compare(methods: Mapping[str, Sequence[Run]], sources: Sequence[str], metric
 
     - `metric`, `a`, `b`, `n` rows, their numbers of `seeds`, and what the interval and p are `over`;
     - `delta`, a minus b, its 95% interval `low`, `high`, the metric's `margin` and `detectable`, all in `unit`; `detectable` is the
-      smallest difference that is found with 80% power at p < 0.05, as the mean of both directions (for differences of skewness 6, 92% in
-      the one and 70% in the other);
+      smallest difference that is found with 80% power whatever the other comparisons show (at 5% divided by their number), as the mean of
+      both directions (alone, for differences of skewness 6, 92% in the one and 70% in the other);
     - `p`, two-sided: the larger of the level at which the interval would reach 0 and of paired approximate randomisation (Riezler and
       Maxwell 2005), which for any number of rows errs at most one time in twenty if either method could have given either's (a corpus
       score's to first order); simulated, at most 5% but for chance, whatever the rows, and 6% for 50 whose differences have mean 0 and skewness 6;
     - `p_holm`, which decides, also where the interval leaves out 0;
     - `verdict`: `equivalent` if the interval lies within the margin (stricter than two one-sided tests at 5%, which take the 90%
-      interval), else `better` or `worse` for a (`different` on a metric without a better side) if p_holm < 0.05, else `cannot tell`;
+      interval; never where both scores are 0, which is no measurement, nor where fewer than FEW rows do not vary), else
+      `better` or `worse` for a (`different` on a metric without a better side) if p_holm < 0.05, else `cannot tell`;
     - `needed`: the examples that would decide an open verdict; None if it is decided, or if not even MANY times as many would do.
     """
     df = len(sources) - len(set(sources))
@@ -126,9 +129,11 @@ def compare(methods: Mapping[str, Sequence[Run]], sources: Sequence[str], metric
         score = scores[a, name].mean(axis=0) - scores[b, name].mean(axis=0)
         found.append(estimate(score, spread, len(sources), df, varied, exchanges[:, i]))
     ps = [f.p() for f in found]
+    silent = [not (scores[a, name].any() or scores[b, name].any()) for name, a, b in family]
     return [
-        {"metric": name, "a": a, "b": b, "n": len(sources), "seeds": [len(methods[a]), len(methods[b])]} | _judged(metrics[name], f, p, p_holm, len(sources))
-        for (name, a, b), f, p, p_holm in zip(family, found, ps, holm(ps), strict=True)
+        {"metric": name, "a": a, "b": b, "n": len(sources), "seeds": [len(methods[a]), len(methods[b])]}
+        | _judged(metrics[name], f, (p, p_holm), n=len(sources), family=len(ps), silent=nothing)
+        for (name, a, b), f, p, p_holm, nothing in zip(family, found, ps, holm(ps), silent, strict=True)
     ]
 
 
@@ -145,23 +150,24 @@ def _contributions(tables: Mapping[tuple[str, str, int], Array], metrics: Mappin
     return np.stack(differences, axis=1), [moments(own[a, name] - own[b, name], sources) for name, a, b in family]
 
 
-def _judged(metric: Metric, found: Estimate, p: float, p_holm: float, n: int) -> dict[str, Any]:
-    low, high = found.interval()
+def _judged(metric: Metric, found: Estimate, ps: tuple[float, float], *, n: int, family: int, silent: bool) -> dict[str, Any]:
+    (p, p_holm), (low, high) = ps, found.interval()
     margin, verdict, needed = metric.margin or 0.0, "cannot tell", None
-    se = math.sqrt(found.examples + found.seeds)
+    se, level = math.sqrt(found.examples + found.seeds), ALPHA / family
+    measured = not silent and (se > 0 or n >= FEW)
     if -margin < low <= high < margin:
-        verdict = "equivalent"
+        verdict = "equivalent" if measured else verdict
     elif p_holm < ALPHA:
         verdict = {None: "different", found.value > 0: "better"}.get(metric.higher_is_better, "worse")
     elif se > 0:
-        # Within the margin the interval is to fit there; else the test is to pass with power, at the level that Holm's factor leaves of 5%.
+        # The standard error with which the test would pass, or the interval fit into the margin, in 4 of 5 cases: whichever takes fewer examples.
         size = abs(found.value)
-        wanted = (margin - size) / ((high - low) / 2 / se) if size < margin else size / (found.reach(ALPHA * p / p_holm) / se + z(POWER))
+        wanted = max(size / (found.reach(level) / se + z(POWER)), (margin - size) / ((high - low) / 2 / se + z(POWER)))
         # More examples shrink their own part of the variance alone.
         room = wanted**2 - found.seeds
         needed = max(n + 1, math.ceil(n * found.examples / room)) if room * MANY > found.examples else None
     return {"unit": metric.unit, "delta": found.value, "low": low, "high": high, "p": p, "p_holm": p_holm, "verdict": verdict, "margin": metric.margin,
-            "detectable": found.reach() + z(POWER) * se, "needed": needed, "over": found.over}  # fmt: skip
+            "detectable": found.reach(level) + z(POWER) * se, "needed": needed, "over": found.over}  # fmt: skip
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -66,9 +66,11 @@ class Order:
         rows, size = list(range(len(self.lengths))), self.effective_batch
         rng.shuffle(rows)
         batches = [sorted(rows[i : i + size], key=self.lengths.__getitem__, reverse=True) for i in range(0, len(rows), size)]
-        # Memory runs out at the first step or never (sort is stable: the others stay shuffled). A last, smaller batch stays last.
+        # Memory runs out at the first step or never. That one alone: many rows are as long as the maximum length, and belong anywhere.
+        # A last, smaller batch stays last.
         whole, rest = (batches[:-1], batches[-1:]) if len(rows) % size else (batches, [])
-        whole.sort(key=lambda batch: self.lengths[batch[0]] < max(self.lengths))
+        if whole:
+            whole.insert(0, whole.pop(max(range(len(whole)), key=lambda i: self.lengths[whole[i][0]])))
         return [row for batch in [*whole, *rest] for row in batch]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from kit import card, dataset, gates, runs
 from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.errors import UserError
-from kit.files import read_json, write_json
+from kit.files import held, read_json, write_json
 from kit.generation import likelihoods
 from kit.model import attach, free_memory, import_unsloth, load_base, prepare_data, saved_folder
 from kit.preflight import check
@@ -48,12 +49,22 @@ def train(config: RunConfig) -> Record:
     """The run's train.json; trains what is missing, from the last complete checkpoint, and does nothing when the run is done."""
     if config.method == BASE:
         raise UserError("base is the untuned model: it is evaluated, not trained")
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise UserError(f"{processes} processes would all write {config.run_dir}, at another effective batch than was asked for; start one, on one GPU")
     prepare_data(config)
+    with held(config.run_dir):
+        return _train(config)
+
+
+def _train(config: RunConfig) -> Record:
     folder = runs.open_run(config)
     result = folder / "train.json"
-    if result.exists() and (record := read_json(result))["status"] == "done":
-        say(f"{folder} is trained already")
-        return dict(record)
+    if result.exists() and (record := read_json(result, "status"))["status"] == "done":
+        if any(saved_folder(config).glob("*.safetensors")):
+            say(f"{folder} is trained already")
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            return dict(record)
+        say(f"{saved_folder(config)} is gone: training again")
     try:
         record = _method(config, folder)
     except BaseException as error:
@@ -290,6 +301,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 def damaged(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     import json
+    import zipfile
 
     import torch
     from safetensors import safe_open
@@ -298,7 +310,9 @@ def damaged(checkpoint: Path) -> str | None:
         try:
             if path.suffix == ".safetensors":
                 safe_open(path, "pt")
-            elif path.suffix in (".pt", ".pth") and not path.name.startswith("rng_state"):
+            elif path.name.startswith("rng_state"):  # with numpy's state, which weights_only refuses: whole or not is all that is asked
+                zipfile.ZipFile(path).close()
+            elif path.suffix in (".pt", ".pth"):
                 torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             elif path.suffix == ".json":
                 json.loads(path.read_text(encoding="utf-8"))

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, script
 
-from kit.cli import configure
+from kit.cli import configure, trained_run
+from kit.config import resolve
+from kit.errors import UserError
+from kit.files import held
+from kit.runs import open_run
 
 HEAVY = ("torch", "transformers", "unsloth", "trl", "peft", "datasets", "matplotlib", "numpy")
 
@@ -88,6 +93,63 @@ def test_seeds_run_one_process_each_and_stop_at_the_first_failure(monkeypatch: p
 def test_one_seed_needs_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kit.cli.announce", lambda *_: None)  # it sets environment variables that other tests' processes would inherit
     assert configure("", ["--recipe", "tiny", "--seeds", "3"]).seed == 3
+    assert configure("", ["--recipe", "tiny", "--seed", "5", "--seeds", "0"]).seed == 5  # ARGS="--seed 5" beside what make gives
+    with pytest.raises(UserError, match="give --seed or --seeds, not both"):
+        configure("", ["--recipe", "tiny", "--seed", "5", "--seeds", "0,1"])
+
+
+def test_a_copied_or_renamed_run_is_not_taken_for_the_one_that_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kit.cli.announce", lambda *_: None)
+    config = resolve({"recipe": "tiny", "method": "lora", "runs_dir": str(tmp_path)})
+    folder = open_run(config)
+    monkeypatch.chdir(folder.parent)
+    assert trained_run({"run": "lora-s0"}).run_dir.resolve() == folder
+    folder.rename(folder.with_name("backup"))
+    with pytest.raises(UserError, match="backup was renamed or copied: it holds the run tiny/lora-s0"):
+        trained_run({"run": str(tmp_path / "tiny" / "backup")})
+
+
+def test_a_run_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--recipe", "tiny", "--method", "lora", "--runs-dir", str(tmp_path),
+               "--data-dir", str(tmp_path / "data"), "--train-per-source", "8", "--test-per-source", "2", "--valid", "1"]  # fmt: skip
+    with held(tmp_path / "tiny" / "lora-s0"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, f"error: {tmp_path}/tiny/lora-s0 is in use by another process; wait for it to end, or choose another --name\n")
+
+
+@pytest.mark.parametrize(
+    ("goal", "message"),
+    [
+        (("all", "METHODS=lora dora"), 'here give one METHOD, or: make compare METHODS="lora dora"'),
+        (("compare", "METHOD=lora"), 'here give METHODS="lora"'),
+        (("compare", "METHODS=lora lroa"), "unknown method lroa; known: qlora"),
+        (("compare", "METHODS="), "METHODS names no method"),
+        (("sweep", "METHODS=hybrid"), "take the learning rates of their parts"),
+    ],
+)
+def test_make_refuses_before_hours_are_spent(goal: tuple[str, ...], message: str) -> None:
+    done = subprocess.run(["make", *goal, f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_make_takes_the_seed_to_chat_and_export() -> None:
+    for goal in (("chat",), ("export", "OUT=x")):
+        shown = subprocess.run(["make", "-n", *goal, "SEEDS=3 4", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert "--seed '3'" in shown
+
+
+def test_a_closed_pipe_ends_nothing() -> None:
+    """What comes after it is still done, quietly."""
+    code = "from kit.console import say\nfor i in range(20000): say('x' * 50)\nimport sys; print('went on', file=sys.stderr)"
+    done = subprocess.run(f'{sys.executable} -c "{code}" | head -1', shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines() == ["went on"]
+
+
+@pytest.mark.parametrize("flags", [["--learning-rate", "nan"], ["--epochs", "inf"], ["--seed", "-1"], ["--weight-decay", "-1"], ["--data-seed", str(2**32)]])
+def test_numbers_that_cannot_be_are_refused(flags: list[str]) -> None:
+    with pytest.raises(UserError, match=f"{flags[0]} must"):
+        configure("", ["--recipe", "tiny", *flags])
 
 
 def test_make_knows_every_method_and_passes_errors_on() -> None:

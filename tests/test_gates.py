@@ -61,23 +61,24 @@ def test_spans_are_the_supervised_runs(renderer: Renderer) -> None:
     assert len(spans(renderer.examples(ROWS)[1])) == 2
 
 
-def verdicts(*, steps: int = 16, rate: float = 1e-3, end: float = 1.0, fed: bool = True, value: float = 3.0) -> dict[str, bool | None]:
+def verdicts(*, steps: int = 16, rate: float = 1e-3, end: float = 1.0, fed: bool = True, value: float = 3.0, skipped: int = 0) -> dict[str, bool | None]:
     import torch
 
     model = torch.nn.Linear(2, 1, bias=False)
     torch.nn.init.constant_(model.weight, value)
-    log = [{"learning_rate": rate, "grad_norm": 1.0}] * steps
+    log = [{"learning_rate": rate, "grad_norm": None if i < skipped else 1.0} for i in range(steps)]
     start = Before({"weight": (4.0, 8.0**0.5)}, 2.0)  # both weights 2
     return {name: gate.passed for name, gate in training(model, start=start, end=end, fed={"weight": fed}, log=log, peak_rate=1e-3).items()}
 
 
 def test_a_training_that_worked_passes() -> None:
     assert set(verdicts().values()) == {True}
+    assert set(verdicts(skipped=2).values()) == {True}  # a loss scaler finding its scale
 
 
 @pytest.mark.parametrize(
     ("gate", "wrong"),
-    [("moved", {"value": 2.0}), ("gradients", {"fed": False}), ("finite", {"value": float("nan")}), ("loss_fell", {"end": 2.1}),
+    [("moved", {"value": 2.0}), ("gradients", {"fed": False}), ("finite", {"value": float("nan")}), ("finite", {"skipped": 12}), ("loss_fell", {"end": 2.1}),
      ("loss_fell", {"end": float("nan")}), ("learning_rate", {"rate": 1e-9})],
 )  # fmt: skip
 def test_each_failure_has_its_gate(gate: str, wrong: dict[str, Any]) -> None:

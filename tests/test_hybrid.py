@@ -12,7 +12,7 @@ from kit import hybrid
 from kit.config import RunConfig, sibling
 from kit.errors import UserError
 from kit.evaluation import evaluate
-from kit.files import read_json, read_jsonl
+from kit.files import read_json, read_jsonl, write_json
 from kit.hybrid import KINDS, WEIGHTS, adapter, padded, widen
 from kit.model import attach, load_base
 from kit.training import train
@@ -99,6 +99,14 @@ def test_combined_tries_all_and_takes_the_best_on_validation(trained: tuple[Make
 def test_combined_needs_validation_rows(tiny: Make) -> None:
     with pytest.raises(UserError, match="give --valid-per-source"):
         train(tiny("--method", "combined", "--valid", "0"))
+
+
+def test_what_is_tuned_is_the_parts(tiny: Make) -> None:
+    experiment = tiny("--method", "lora").run_dir.parent
+    write_json(experiment / "sweep" / "qlora.json", {"best": 7e-4})
+    hybrid = tiny("--method", "hybrid", "--tuned")
+    assert hybrid.learning_rate == tiny("--method", "hybrid").learning_rate
+    assert sibling(hybrid, "qlora").learning_rate == 7e-4
 
 
 def test_a_part_has_its_own_settings_and_the_users_flags(tiny: Make) -> None:

@@ -605,8 +605,17 @@ def test_the_interval_of_a_mean_has_the_textbook_width() -> None:
     values = np.random.default_rng(1).integers(0, 6, 400).astype(float)
     got = agreement.mean_interval(list(values))
     assert got["value"] == pytest.approx(values.mean())
-    assert got["high"] - got["low"] == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
-    assert agreement.mean_interval([3.0]) == {"value": 3.0, "low": None, "high": None, "n": 1}
+    assert got["high"] - got["low"] == pytest.approx(2 * 1.966 * values.std(ddof=1) / 20, rel=0.02)
+    assert agreement.mean_interval([3.0] * 4) == {"value": 3.0, "low": None, "high": None, "n": 4}
+    assert agreement.mean_interval([5.0, 5.0, 5.0, 4.0, 5.0])["high"] == 5.0
+
+
+@pytest.mark.parametrize("n", [6, 8, 12])
+def test_intervals_of_few_scores_cover_the_mean(n: int) -> None:
+    rng = np.random.default_rng(n)
+    shares = np.array([0.05, 0.1, 0.2, 0.3, 0.25, 0.1])
+    found = [agreement.mean_interval(list(rng.choice(6, n, p=shares).astype(float))) for _ in range(1000)]
+    assert np.mean([f["low"] <= shares @ np.arange(6) <= f["high"] for f in found]) > 0.92
 
 
 def rated(rater: str, item: str, score: int, *, runs: tuple[str, ...] = ("base",), repeat: bool = False) -> Rating:

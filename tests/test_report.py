@@ -230,7 +230,11 @@ def test_what_an_evaluation_adds_is_shown(tiny: Make) -> None:
     forgetting = {"text": "general", "sha256": "ab" * 32, "tokens": 1000, "perplexity": {"value": 20.0, "low": 19.0, "high": 21.0}, "kl": None}
     made_run(tiny("--method", "base"), ["a"] * 4, forgetting=forgetting)
     without = {m: {"value": 7.0, "low": 6.0, "high": 8.0, "n": 2} for m in ("bleu4", "rouge_l", "perplexity")}
-    tuned = forgetting | {"perplexity": {"value": 25.0, "low": 24.0, "high": 26.0}, "kl": {"value": 0.31, "low": 0.3, "high": 0.32}}
+    tuned = forgetting | {
+        "perplexity": {"value": 25.0, "low": 24.0, "high": 26.0},
+        "perplexity_before": forgetting["perplexity"],
+        "kl": {"value": 0.31, "low": 0.3, "high": 0.32},
+    }
     folder = made_run(tiny("--method", "lora"), ["b"] * 4, forgetting=tuned, leaks={"flagged": 2, "without": without})
     write_json(folder / "samples.json", {"samples": [{"prompt": "Explain rain.", "prediction": HOSTILE, "finished": True}]})
     write_json(folder / "tasks.json", {"tasks": {"quiz": {"acc": {"value": 0.5, "stderr": None}}}, "limit": 10, "versions": {}})
@@ -302,7 +306,7 @@ def test_the_console_cuts_nothing_off(tiny: Make, capsys: pytest.CaptureFixture[
         shown = capsys.readouterr().out
         assert max(map(len, shown.splitlines())) <= width
         assert "…" not in shown
-        assert [shown.count(x) for x in ("0.00 → 100.00", "123,456", "100.00 / 100.00", "++=")] == [8, 4, 12, 4]
+        assert [shown.count(x) for x in ("0.00 → 100.00", "123,456", "100.00 / 100.00", "++?")] == [8, 4, 12, 4]  # 12 rows are too few to be equal
 
 
 def test_a_star_stands_where_the_verdicts_support_it(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,6 +136,15 @@ def test_the_row_order_is_a_permutation_with_the_longest_first(rows: int) -> Non
         assert list(Order(lengths, 8, seed=4)) != first
 
 
+def test_rows_at_the_maximum_length_are_not_all_first() -> None:
+    """Cut rows are as long as the maximum: a sixth of all may be."""
+    lengths = [256 if i % 6 == 0 else 100 for i in range(2400)]
+    order = list(Order(lengths, 8, seed=0))
+    assert lengths[order[0]] == 256
+    last = sum(lengths[i] == 256 for i in order[1600:])
+    assert 100 < last < 170
+
+
 def test_effective_batches_are_random_and_sorted_inside() -> None:
     """Batches of like length would weigh short rows more; sorted inside, micro-batches of 2 still have less padding."""
     lengths = [(i * 7919) % 500 + 1 for i in range(800)]

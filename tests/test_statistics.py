@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -179,10 +180,11 @@ def test_the_variance_of_a_score_is_the_bootstraps(metric: Metric) -> None:
 
 @pytest.mark.usefixtures("study")
 def test_a_detectable_difference_is_found_four_times_in_five() -> None:
-    rng = np.random.default_rng(4)
-    detectable = float(np.mean([c["detectable"] for c in found([skewed_scores(rng, N) for _ in range(200)], MEAN)]))
-    hits = np.mean([c["p"] < 0.05 for c in found([skewed_scores(rng, N, detectable) for _ in range(1000)], MEAN)])
-    assert hits == pytest.approx(0.8, abs=0.03)
+    """At the level that the number of comparisons leaves for each, whatever the others show."""
+    rng, family = np.random.default_rng(4), 10
+    detectable = float(np.mean([c["detectable"] for _ in range(20) for c in found([skewed_scores(rng, N) for _ in range(family)], MEAN)]))
+    tables = [[skewed_scores(rng, N, detectable) for _ in range(family)] for _ in range(100)]
+    assert np.mean([c["p"] < 0.05 / family for those in tables for c in found(those, MEAN)]) == pytest.approx(0.8, abs=0.04)
 
 
 @pytest.mark.usefixtures("study")
@@ -301,8 +303,17 @@ def test_the_examples_needed_fit_a_small_difference_into_the_margin() -> None:
     a, b = column(spread_round(0.3)), column(np.zeros(N))
     made = one(a, b)
     assert made["verdict"] == "cannot tell"
-    verdicts = [one(tiled(a, share * made["needed"]), tiled(b, share * made["needed"]))["verdict"] for share in (0.8, 1.2)]
+    # With 4 chances in 5: half of them do when chance is with them, as it is in copies.
+    verdicts = [one(tiled(a, share * made["needed"]), tiled(b, share * made["needed"]))["verdict"] for share in (0.4, 0.6)]
     assert verdicts == ["cannot tell", "equivalent"]
+
+
+def test_nothing_measured_is_nothing_shown() -> None:
+    """Scores at the floor, or two rows that happen to agree, are no proof of equality; many that agree are."""
+    metrics = {"x": replace(MEAN, margin=1.0)}
+    for n, value, verdict in ((100, 0.0, "cannot tell"), (2, 50.0, "cannot tell"), (100, 50.0, "equivalent")):
+        runs = {m: [{"x": column(np.full(n, value))}] for m in "ab"}
+        assert compare(runs, [""] * n, metrics)[0]["verdict"] == verdict
 
 
 def test_examples_do_make_up_for_what_varies_by_seed_and_row() -> None:

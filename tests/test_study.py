@@ -141,15 +141,24 @@ def test_the_built_in_model_recommends_nothing() -> None:
 
 
 def test_the_discussion_says_what_limits_the_results() -> None:
-    forgot = {"text": "general", "perplexity": {"value": 20.0, "low": 19.0, "high": 21.0}}
+    forgot = {"text": "general", "perplexity": {"value": 25.0, "low": 24.0, "high": 26.0}, "perplexity_before": {"value": 20.0, "low": 19.0, "high": 21.0}}
     odd = {"length_ratio": {"value": 1.5, "low": 1.4, "high": 1.6}, "generation": {"empty": 0, "unfinished": 30, "mean_reply_tokens": 9.0}}
     rows = [row("base", forgetting=forgot), row("lora", forgetting=forgot, **odd), row("dora"), row("full", status="oom", ranked=False)]
     text = " ".join(discussion(rows, say(("lora", "dora", "??+"))))
     for part in ("with these 100 test rows a difference has to be about 3.0 points on BLEU-4 and 3.0 points on ROUGE-L", "look, 400 rows would decide 2",
                  "ran with one seed only",
-                 "LoRA writes 1.50 times as much", "LoRA (30 of 100)", "went from 20.00 to 20.00 with LoRA", "for the reasons in the notes: full"):  # fmt: skip
+                 "LoRA writes 1.50 times as much", "LoRA (30 of 100)",
+                 "(general), perplexity went from 20.00 to 25.00 with LoRA", "for the reasons in the notes: full"):  # fmt: skip
         assert part in text, part
     assert discussion([row("lora", seed="mean"), row("dora", seed="mean")], say(("lora", "dora", "+++"))) == []
+
+
+def test_no_method_is_recommended_that_the_untuned_model_is_ahead_of() -> None:
+    rows, found = [row("base"), row("qlora"), row("lora")], say(("qlora", "base", "---"), ("lora", "base", "--?"), ("qlora", "lora", "???"))
+    assert recommendation(rows, found)[0].startswith("Use none of them: the base model, which was not tuned, is ahead of each")
+    assert headline(rows, found).endswith("None is worth using here: the base model is ahead of each.")
+    alone = recommendation([row("base"), row("lora")], say(("lora", "base", "---")))
+    assert alone[0] == "LoRA is not worth using. Against the base model LoRA is worse on BLEU-4, ROUGE-L and perplexity."
 
 
 @pytest.mark.parametrize("seed", range(40))

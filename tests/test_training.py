@@ -148,6 +148,46 @@ def test_no_batch_is_named_where_the_optimisers_state_does_not_fit(ready: Make, 
     assert read_json(config.run_dir / "train.json")["largest_micro_batch"] is None
 
 
+def test_several_processes_are_refused(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes would all write"):
+        train(ready("--method", "lora", *SHORT))
+
+
+def test_a_step_whose_gradients_overflowed_is_not_looked_at(tmp_path: Path) -> None:
+    import torch
+
+    from kit.progress import TrainingProgress
+    from kit.resources import Phases
+
+    model, progress = torch.nn.Linear(2, 1), TrainingProgress(tmp_path / "log.jsonl", Phases(), 0)
+    for value in (float("inf"), 0.0, float("nan"), 1.0):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, value)
+        progress.on_pre_optimizer_step(None, None, None, model=model)
+        assert progress.fed == ({} if value == float("inf") else dict.fromkeys(("weight", "bias"), value == 1.0))
+    assert progress.looked == 2
+
+
+def test_a_trained_model_that_is_gone_is_trained_again_and_a_damaged_one_named(ready: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    from kit.evaluation import evaluate
+
+    config = ready("--method", "galore", *SHORT, "--max-steps", "3", "--name", "gone")
+    train(config)
+    with pytest.raises(UserError, match="was made with other settings"):
+        train(ready("--method", "galore", *SHORT, "--max-steps", "3", "--name", "gone", "--learning-rate", "1e-5"))
+    (config.run_dir / "model" / "model.safetensors").unlink()
+    capsys.readouterr()
+    train(config)
+    assert "is gone: training again" in capsys.readouterr().out
+    adapted = ready("--method", "lora", *SHORT, "--max-steps", "3", "--name", "gone")
+    train(adapted)
+    weights = adapted.run_dir / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"adapter is damaged .*; remove it and train again"):
+        evaluate(adapted)
+
+
 def test_out_of_memory_in_the_checks_is_told_apart(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     def fingerprint(_: Any) -> None:
         raise RuntimeError("CUDA error: out of memory")

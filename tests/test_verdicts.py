@@ -73,6 +73,30 @@ def test_what_differs_beyond_the_method_is_named(tiny: Make, flags: tuple[str, .
     assert ledger(gather(tiny().run_dir.parent)) == [("QLoRA", "LoRA", [reason])]
 
 
+def test_where_a_run_was_evaluated_counts_as_where_it_was_trained_does(tiny: Make) -> None:
+    finished(tiny("--method", "qlora"), replies(0.9, 1))
+    folder = finished(tiny("--method", "lora"), replies(0.2, 2))
+    record = read_json(folder / "eval.json")
+    write_json(folder / "eval.json", record | {"provenance": record["provenance"] | {"gpu": "Tesla T4"}})
+    assert {tuple(v["confounded"]) for v in said(tiny).values()} == {("another GPU",)}
+
+
+def test_a_run_on_a_few_rows_takes_none_from_the_others(tiny: Make) -> None:
+    finished(tiny("--method", "qlora"), replies(0.9, 1))
+    finished(tiny("--method", "lora"), replies(0.2, 2))
+    finished(tiny("--method", "dora"), replies(0.2, 3, n=10))
+    found, notes = verdicts(gather(tiny().run_dir.parent))
+    assert {(v["a"], v["b"], v["n"]) for v in found} == {("qlora", "lora", 80)}
+    assert notes == ["DoRA is left out of the verdicts: it answered 10 of 80 test rows"]
+
+
+def test_seeds_with_counts_of_their_own_are_fair(tiny: Make) -> None:
+    for method, share in (("qlora", 0.9), ("lora", 0.2)):
+        for seed, tokens in (("0", 1000), ("1", 1010)):
+            finished(tiny("--method", method, "--seed", seed), replies(share, 1), tokens_supervised=tokens)
+    assert {tuple(v["confounded"]) for v in said(tiny).values()} == {()}
+
+
 def test_what_makes_the_method_does_not_confound_it(tiny: Make) -> None:
     """high-rank's rank is the method; the base model has no training settings at all."""
     made_run(tiny("--method", "base"), replies(0.1, 0))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 
 from kit.errors import UserError
 from kit.files import read_jsonl, sha256
-from kit.metrics import METRICS, Array
+from kit.metrics import METRICS, Array, bleu_score
 from kit.report.rows import COSTS, MEAN, SCORES, SECONDARY, Row, blank, collect, plain
 from kit.statistics import intervals
 
@@ -189,6 +190,7 @@ def human(folder: Path, results: Results) -> Row | None:
     for name in ("bleu4", "rouge_l"):
         found = metrics.setdefault(METRICS[name].title, {})
         for run, answer in results.answers.items():
-            scores = METRICS[name].score(answer.statistics[name]).tolist()
+            score = partial(bleu_score, effective=True) if name == "bleu4" else METRICS[name].score
+            scores = score(answer.statistics[name]).tolist()
             found |= {(Path(run).name, row): score for row, score in zip(answer.ids, scores, strict=True)}
     return summary(ratings, metrics)

@@ -127,15 +127,18 @@ def forgetting(rows: Sequence[Row]) -> list[Block]:
     known = [r for r in rows if r["forgetting"]]
     if not known:
         return []
-    first = known[0]["forgetting"]
-    before = next((r["forgetting"]["perplexity"] for r in known if r["method"] == BASE), None)
-    body = [[Cell(r["label"]), Cell(interval(before) if r["method"] != BASE else MISSING), Cell(interval(f["perplexity"]), f["perplexity"]["value"]),
-             Cell(interval(f["kl"]), plain(f, "kl"))] for r in known if (f := r["forgetting"])]  # fmt: skip
-    text = (
-        f"On {first['tokens']:,} tokens of general text that no run was tuned on ({first['text']}, SHA-256 {str(first['sha256'])[:12]}): perplexity before and "
-        "after, and the mean Kullback-Leibler divergence of the run's next-token probabilities from the base model's, in nats a token."
-    )
-    return [Heading("Forgetting", 3), Paragraph(text), Table(["run", "perplexity before", "perplexity after", "KL(base || run)"], body)]
+    out: list[Block] = [Heading("Forgetting", 3)]
+    for digest in dict.fromkeys(r["forgetting"]["sha256"] for r in known):  # a text each
+        those = [r for r in known if r["forgetting"]["sha256"] == digest]
+        body = [[Cell(r["label"]), Cell(interval(f.get("perplexity_before"))), Cell(interval(f["perplexity"]), f["perplexity"]["value"]),
+                 Cell(interval(f["kl"]), plain(f, "kl"))] for r in those if (f := r["forgetting"])]  # fmt: skip
+        first = those[0]["forgetting"]
+        text = (
+            f"On {first['tokens']:,} tokens of general text that no run was tuned on ({first['text']}, SHA-256 {str(digest)[:12]}): perplexity before and "
+            "after, and the mean Kullback-Leibler divergence of the run's next-token probabilities from the base model's, in nats a token."
+        )
+        out += [Paragraph(text), Table(["run", "perplexity before", "perplexity after", "KL(base || run)"], body)]
+    return out
 
 
 def human(rows: Sequence[Row], rated: Row | None) -> list[Block]:

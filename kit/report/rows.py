@@ -68,7 +68,7 @@ def collect(runs: Path) -> list[Row]:
 
 def blank(method: str, seed: int | str | None) -> Row:
     """A row of which nothing is known yet."""
-    keys = (*METRICS, *TRAINED, *SCORED, "samples", "tasks", "config", "provenance", "precision", "reason", "run")
+    keys = (*METRICS, *TRAINED, *SCORED, "samples", "tasks", "config", "provenance", "evaluated", "precision", "reason", "run")
     return dict.fromkeys(keys) | {"method": method, "seed": seed, "label": title(method), "status": "missing", "ranked": False, "gates": {}, "problems": []}
 
 
@@ -83,6 +83,7 @@ def _row(folder: Path) -> Row:
         row |= {k: trained.get(k) for k in TRAINED} | {k: scored.get("all", {}).get(k) for k in METRICS} | {k: scored.get(k) for k in SCORED}
         row["config"] = config.identity()
         row["provenance"] = trained.get("provenance") or scored.get("provenance")
+        row["evaluated"] = scored.get("provenance")
         row["precision"] = scored.get("precision") or trained.get("precision")
         row["gates"] = (trained.get("gates") or {}) | (scored.get("gates") or {})
         row["status"], row["reason"] = _status(config, folder, trained, scored)

@@ -69,6 +69,8 @@ def headline(rows: Sequence[Row], found: Sequence[Verdict]) -> str:
         text = pair(rows, said, tuned[0], tuned[1] if len(tuned) > 1 else BASE)
     else:
         text = _field(rows, said, tuned)
+    if tuned and len(tuned) > 1 and all(ahead(said, BASE, m) for m in tuned):
+        text += " None is worth using here: the base model is ahead of each."
     return f"{text} {BUILT_IN}" if built_in(rows) else text
 
 
@@ -166,13 +168,21 @@ def discussion(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
     made = [(r, g["unfinished"], r["bleu4"]["n"]) for r in tuned if (g := r["generation"]) and (r["bleu4"] or {}).get("n")]
     if cut := [f"{r['label']} ({n:,} of {of:,})" for r, n, of in made if n > UNFINISHED * of]:
         out.append(f"Replies that reached the longest allowed length and were cut: {names(cut)}.")
-    base = next((r for r in rows if r["method"] == BASE and r["forgetting"]), None)
-    if base and (forgot := [r for r in rows if r["method"] != BASE and r["forgetting"]]):
-        before = base["forgetting"]["perplexity"]["value"]
-        out.append(f"On general text that was not tuned on ({base['forgetting']['text']}), perplexity went from {number(before, 2)} to "
-                   + names([f"{number(r['forgetting']['perplexity']['value'], 2)} with {r['label']}" for r in forgot]) + ".")  # fmt: skip
+    for text, forgot in forgotten(rows).items():
+        before = number(forgot[0][1]["perplexity_before"]["value"], 2)
+        out.append(f"On general text that was not tuned on ({text}), perplexity went from {before} to "
+                   + names([f"{number(f['perplexity']['value'], 2)} with {label}" for label, f in forgot]) + ".")  # fmt: skip
     missing = [r["label"] for r in rows if r["status"] != "done"]
     return [sentence(text) for text in out] + ([f"Not among the results, for the reasons in the notes: {names(missing)}."] if missing else [])
+
+
+def forgotten(rows: Sequence[Row]) -> dict[str, list[tuple[str, Row]]]:
+    """{text: (label, what was found)} of the tuned runs that have it before and after; runs may have been measured on different texts."""
+    out: dict[str, list[tuple[str, Row]]] = {}
+    for r in rows:
+        if r["method"] != BASE and (f := r["forgetting"]) and f.get("perplexity_before"):
+            out.setdefault(f["text"], []).append((r["label"], f))
+    return out
 
 
 def _power(found: Sequence[Verdict]) -> list[str]:
@@ -205,9 +215,13 @@ def recommendation(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
     if not tuned:
         return ["There is no recommendation, because no tuned method can be ranked."]
     if len(tuned) == 1:
+        if ahead(said, BASE, tuned[0]):
+            return [sentence(f"{name(tuned[0])} is not worth using. {_against_base(said, tuned[0])}"), *last]
         only = f"{name(tuned[0])} is the only method that can be ranked: this says whether it is worth using, and not whether another would be better."
         return [sentence(only), _against_base(said, tuned[0]), *last]
     fair = families(said, tuned)
+    if all(ahead(said, BASE, m) for m in tuned):
+        return ["Use none of them: the base model, which was not tuned, is ahead of each (better on a metric, worse on none).", *last]
     out = [text for family in fair if len(family) > 1 for text in _within(rows, said, family, alone=len(fair) == 1)]
     if apart := [name(f[0]) for f in fair if len(f) == 1]:
         out.append(f"Not ranked against any other method (see Fairness): {names(apart)}.")

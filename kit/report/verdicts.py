@@ -23,7 +23,7 @@ ALIKE = {"data": "data", "gpu": "GPU", "cpu": "CPU", "versions": "versions", "gi
 def verdicts(results: Results) -> tuple[list[Verdict], list[str]]:
     """kit.statistics.compare over every pair of methods (seeds together), each with `confounded`: the reasons why it must not be ranked.
 
-    Without any, the second list says why.
+    The second list says why there are none, or which methods are left out, since a few rows of one would be too few for all.
     """
     from kit.statistics import compare
 
@@ -31,16 +31,23 @@ def verdicts(results: Results) -> tuple[list[Verdict], list[str]]:
     if len(groups) < 2:
         return [], []
     answers = {m: [results.answers[r["run"]] for r in found] for m, found in groups.items()}
+    answered = {m: len(common(found)) for m, found in answers.items()}
+    most, notes = max(answered.values()), []
+    for m in [m for m, n in answered.items() if n < most]:
+        notes.append(f"{title(m)} is left out of the verdicts: it answered {answered[m]:,} of {most:,} test rows")
+        del answers[m], groups[m]
+    if len(groups) < 2:
+        return [], notes
     if not (ids := common([a for found in answers.values() for a in found])):
-        return [], ["no verdicts: the runs have no test row in common"]
+        return [], [*notes, "no verdicts: the runs have no test row in common"]
     metrics = {name: METRICS[name] for name in SCORES}
     statistics = {m: [a.of(ids) for a in found] for m, found in answers.items()}
     reasons = {pair: confounded(groups[pair[0]], groups[pair[1]]) for pair in combinations(groups, 2)}
     try:
         found = compare(statistics, sources(next(iter(answers.values()))[0], ids), metrics, untrained=[BASE])
     except UserError as error:
-        return [], [f"no verdicts: {error}"]
-    return [v | {"confounded": reasons[v["a"], v["b"]]} for v in found], []
+        return [], [*notes, f"no verdicts: {error}"]
+    return [v | {"confounded": reasons[v["a"], v["b"]]} for v in found], notes
 
 
 def confounded(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
@@ -59,12 +66,18 @@ def confounded(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
     if not base and sorted(r["seed"] for r in first) != sorted(r["seed"] for r in second):
         reasons.append("other seeds")
     for key, name in ALIKE.items():
-        if len({repr((r["provenance"] or {}).get(key)) for r in both}) > 1:
+        # Training is held against training, which the base model has none of, and evaluation against evaluation.
+        stages = ("evaluated",) if base else ("provenance", "evaluated")
+        if any(len({repr((r[stage] or {}).get(key)) for r in both}) > 1 for stage in stages):
             reasons.append(f"another {name}" if key != "versions" else "other versions of the libraries")
+    if len({(r["generation"] or {}).get("batch_tokens") for r in both}) > 1 and any((r["precision"] or {}).get("name") != "float32" for r in both):
+        reasons.append("replies in other batches")
     if len({(r["precision"] or {}).get("name") for r in both}) > 1:
         reasons.append("another precision")
     tokens = list(dict.fromkeys(r["tokens_supervised"] for r in both))
-    if not base and (len(tokens) > 1 or None in tokens):
+    # Seeds draw their rows in orders of their own: both methods must have seen the same, not every seed.
+    each = [{r["tokens_supervised"] for r in group} for group in (first, second)]
+    if not base and (each[0] != each[1] or None in tokens):
         reasons.append(" and ".join(f"{n:,}" for n in tokens) + " supervised tokens" if None not in tokens else "supervised tokens not known")
     return reasons
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 
 from kit.config import BASE, RunConfig
 from kit.errors import UserError
-from kit.files import write_json, write_text
+from kit.files import write_bytes, write_json, write_text
 from kit.report.about import read_optional, values
 from kit.report.answers import Results, gather, human
 from kit.report.blocks import Block
@@ -67,11 +68,10 @@ def render(title: str, blocks: Sequence[Block], out: Path) -> list[str]:
         try:
             renderer = import_module(f"kit.report.{name}")
             made = renderer.render(title, blocks) if ending == "md" else renderer.render(title, blocks, out / "figures")
-            if isinstance(made, bytes):
-                path.write_bytes(made)
-            else:
-                write_text(path, made)
+            write_bytes(path, made if isinstance(made, bytes) else made.encode())
         except Exception as error:  # whatever it is: the others hold the same content
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             path.unlink(missing_ok=True)
             problems.append(f"{path.name} could not be made ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})")
     return problems
