@@ -243,8 +243,9 @@ def test_what_an_evaluation_adds_is_shown(tiny: Make) -> None:
     for shown in ("| LoRA | 20.00 \\[19.00, 21.00\\] | 25.00 \\[24.00, 26.00\\] | 0.31 \\[0.30, 0.32\\] |", "| LoRA | 2 |", "| LoRA | 0.500 |",
                   "Explain rain.", "the first 10 rows of each task", "perplexity went from 20.00 to 25.00 with LoRA"):  # fmt: skip
         assert shown in text, shown
-    assert len(notes) == 1
+    assert len(notes) == 2
     assert "samples.json is left out" in notes[0]
+    assert notes[1].startswith("50% of the test rows resemble training rows")
 
 
 def test_human_scores_are_shown_with_their_agreement(tiny: Make) -> None:

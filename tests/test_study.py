@@ -191,3 +191,15 @@ def test_no_sentence_goes_beyond_the_verdicts(seed: int) -> None:
     for line in recommendation(rows, found):
         if "use " in (line := line[0].lower() + line[1:]):
             assert line.split("use ")[1].split(":")[0].lower() not in {u.lower() for u in unranked}
+
+
+def test_where_the_metrics_disagree_the_cheapest_is_not_simply_recommended() -> None:
+    rows = [row("base"), row("lora", peak_memory_gib=2.0), row("full", peak_memory_gib=4.0)]
+    text = " ".join(recommendation(rows, say(("lora", "full", "--+"), ("lora", "base", "+++"), ("full", "base", "+++"))))
+    assert "The metrics disagree, so it depends on which counts: LoRA is better than full on perplexity; full is better than LoRA on BLEU-4 and ROUGE-L" in text
+    assert "use it" not in text
+
+
+def test_a_hair_is_no_saving() -> None:
+    rows = [row("lora", peak_memory_gib=1.105), row("full", peak_memory_gib=1.106)]
+    assert "needs the least memory" not in " ".join(recommendation(rows, say(("lora", "full", "???"))))

@@ -41,12 +41,12 @@ def document(given: Inputs) -> list[Block]:
     return [
         Paragraph(study.headline(shown, given.found), "headline"),
         *comparison(shown, given.found), *(Paragraph(note, "note") for note in given.notes), *front,
+        Heading("Recommendation"), *(Paragraph(p) for p in study.recommendation(shown, given.found)),
         *about.introduction(shown), *about.approach(shown, len(unfair), n), *about.data(given.manifest, rows), *lengths,
         Heading("Results"), Bullets(study.results(shown, given.found)), *figures.values(),
         *verdict_table(given.found), *fairness(unfair), *scores(every), *secondary(every), *audit(rows),
         *forgetting(rows), *human(rows, given.rated), *tasks(rows), *hybrids(rows, shown, given.found),
         Heading("Discussion"), *(Paragraph(p) for p in study.discussion(shown, given.found)),
-        Heading("Recommendation"), *(Paragraph(p) for p in study.recommendation(shown, given.found)),
         *samples(given.results), *gates(rows), *about.published(rows), *about.machine(rows), *about.settings(rows),
         *about.reproduce(rows, given.manifest), *about.limits(rows),
     ]  # fmt: skip

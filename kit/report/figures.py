@@ -131,8 +131,8 @@ def _tradeoff(rows: Sequence[Row], every: Sequence[Row], style: Mapping[str, int
     figure, (axes,) = _figure(1)
     for base in (r for r in every if r["method"] == BASE):
         axes.axhline(base["rouge_l"]["value"], color="black", linestyle=":", linewidth=1, label="base")
-    front = pareto([(r[key], r["rouge_l"]["value"]) for r in rows])
-    axes.plot(*zip(*front, strict=True), color="black", linewidth=1, linestyle="--", drawstyle="steps-post", zorder=1)
+    if front := pareto([(r[key], r["rouge_l"]["value"]) for r in rows if r["ranked"]]):
+        axes.plot(*zip(*front, strict=True), color="black", linewidth=1, linestyle="--", drawstyle="steps-post", zorder=1)
     for row in rows:
         _point(axes, row[key], row["rouge_l"]["value"], style[row["method"]], yerr=errors([row["rouge_l"]]), label=row["label"])
     axes.margins(x=0.1, y=0.1)
@@ -191,6 +191,7 @@ def _data(stats: Mapping[str, Any]) -> Any:
     bars = {f"{split} {name}": [p[f"p{q}"] for q in SPREAD] for split, s in stats["splits"].items() for name, p in s["tokens_by_source"].items()}
     figure = _boxes(bars, f"tokens a row: median, middle 50% and 90%; dotted: maximum length {stats['max_length']:,}")
     figure.axes[0].axvline(stats["max_length"], color="black", linestyle=":", linewidth=1)
+    figure.axes[0].set_xlim(right=max(1.03 * stats["max_length"], figure.axes[0].get_xlim()[1]))
     return figure
 
 

@@ -161,7 +161,8 @@ def cell(key: str, row: Row, base: Row | None) -> str:
     """A row's value as text; scores read before → after, where the base model's is known."""
     column = COLUMNS[key]
     if key == "label":
-        return str(row[key]) + (f": {row['status']}" if row["status"] != "done" else "")
+        fit = "" if row["ranked"] else ": not ranked"
+        return str(row[key]) + (f": {row['status']}" if row["status"] != "done" else fit)
     if key == "train_wall_s":
         return duration(row[key])
     after = number(plain(row, key), column.digits, column.unit)

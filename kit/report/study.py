@@ -17,6 +17,7 @@ COST: dict[str, tuple[str, Callable[[float], str]]] = {
 }  # fmt: skip
 # Where a reader should be told: replies this much longer or shorter than the references, and this share of them unfinished.
 LONG, UNFINISHED = 0.2, 0.05
+CLEARLY = 0.95
 
 
 def names(items: Sequence[str]) -> str:
@@ -129,9 +130,9 @@ def _field(rows: Sequence[Row], said: Said, tuned: Sequence[str]) -> str:
 
 
 def cheapest(rows: Sequence[Row], methods: Sequence[str], key: str) -> Row | None:
-    """The row that needs the least, if that is known of all and one needs less than the others."""
+    """The row that needs the least, if that is known of all and it is clearly less than the others: a cost is measured once, without an interval."""
     known = sorted((r for r in contenders(rows) if r["method"] in methods and r[key] is not None), key=lambda r: r[key])
-    return known[0] if len(known) == len(methods) and (len(known) == 1 or known[0][key] < known[1][key]) else None
+    return known[0] if len(known) == len(methods) and (len(known) == 1 or known[0][key] < CLEARLY * known[1][key]) else None
 
 
 def ahead(said: Said, a: str, b: str) -> bool:
@@ -193,7 +194,8 @@ def _power(found: Sequence[Verdict]) -> list[str]:
     sizes = [f"{median(d):.1f} {METRICS[m].unit} on {COLUMNS[m].title}" for m, d in by_metric.items() if d]
     needed = [v["needed"] for v in undecided if v["needed"] is not None]
     n = undecided[0]["n"]
-    text = f"Cannot tell does not mean equal: with these {n:,} test rows a difference has to be about {names(sizes)} to be found in 4 of 5 cases."
+    text = f"Cannot tell does not mean equal: with these {n:,} test rows a difference has to be about {names(sizes)} to be found in 4 of 5 cases"
+    text += ", after correction for all pairs."
     if needed:
         most = f" to {max(needed):,}" if max(needed) > min(needed) else ""
         text += f" If the differences are as large as they look, {min(needed):,}{most} rows would decide {len(needed)} of the open comparisons."
@@ -247,6 +249,8 @@ def _within(rows: Sequence[Row], said: Said, family: Sequence[str], *, alone: bo
     among = "" if alone else f"among {names([name(m) for m in family])}, "
     if len(front) == 1:
         text = f"use {name(front[0])}: none is shown to be ahead of it, and each other one is behind some method (worse on a metric, better on none)."
+    elif conflicts := _conflicts(said, front):
+        text = f"the metrics disagree, so it depends on which counts: {'; '.join(conflicts)}. {_by_cost(rows, front, decides=False)}"
     elif front:
         text = f"the scores do not decide between {names([name(m) for m in front])}: none is shown to be ahead of another. {_by_cost(rows, front)}"
     else:
@@ -254,14 +258,24 @@ def _within(rows: Sequence[Row], said: Said, family: Sequence[str], *, alone: bo
     return [sentence(among + text), *_price(rows, said, family, front), *(sentence(_against_base(said, m)) for m in front)]
 
 
-def _by_cost(rows: Sequence[Row], front: Sequence[str]) -> str:
+def _conflicts(said: Said, front: Sequence[str]) -> list[str]:
+    """What each method in front is better on than another one in front."""
+    out = []
+    for a in front:
+        for b in front:
+            if a != b and (up := [m for m in SCORES if beats(said, a, b, m)]):
+                out.append(f"{name(a)} is better than {name(b)} on {called(up)}")
+    return out
+
+
+def _by_cost(rows: Sequence[Row], front: Sequence[str], *, decides: bool = True) -> str:
     least = {key: r for key in COST if (r := cheapest(rows, front, key))}
     if not least:
         return "What they need does not decide either."
     methods = list(dict.fromkeys(r["method"] for r in least.values()))
     needs = {m: names([f"the least {COST[k][0]} ({COST[k][1](r[k])})" for k, r in least.items() if r["method"] == m]) for m in methods}
     if len(methods) == 1:
-        return f"Of these {name(methods[0])} needs {needs[methods[0]]}: use it."
+        return f"Of these {name(methods[0])} needs {needs[methods[0]]}{': use it' if decides else ''}."
     return f"Choose by what is short: {names([name(m) + ' needs ' + needs[m] for m in methods])}."
 
 

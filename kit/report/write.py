@@ -24,6 +24,8 @@ from kit.report.shapes import MANIFEST, STATS
 from kit.report.verdicts import Verdict, verdicts
 
 SCHEMA = 1
+# Where a reader is told of it beside the answer.
+RESEMBLING = 0.1
 FORMATS = {"md": "markdown", "html": "html", "pdf": "pdf"}
 
 
@@ -88,6 +90,9 @@ def warnings(results: Results) -> list[str]:
     """What a reader must know before comparing the rows."""
     rows = results.rows
     notes = [f"{r['label']}: {reason}" for r in rows for reason in (r["reason"], *r["problems"]) if reason]
+    flagged = max((x["flagged"] / r["bleu4"]["n"] for r in rows if (x := r["leaks"]) and (r["bleu4"] or {}).get("n")), default=0)
+    if flagged > RESEMBLING:
+        notes.append(f"{flagged:.0%} of the test rows resemble training rows: all scores and verdicts count them; Length and leaks has the scores without them")
     if len({r["provenance"]["data"] for r in rows if r["provenance"]}) > 1:
         notes.append("the runs were made on different data; their scores cannot be compared")
     if not any(r["method"] == BASE and r["status"] == "done" for r in rows):
@@ -100,8 +105,9 @@ def table_csv(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     metrics = (*SCORES, *SECONDARY)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "seed", "status"] + [f"{m}{end}" for m in metrics for end in ("", "_low", "_high")] + list(COSTS))
+    writer.writerow(["method", "seed", "status", "ranked", "reason"] + [f"{m}{end}" for m in metrics for end in ("", "_low", "_high")] + list(COSTS))
     for row in rows:
         found: list[Any] = [(row[m] or {}).get(end) for m in metrics for end in ("value", "low", "high")]
-        writer.writerow(["" if v is None else v for v in [row["method"], row["seed"], row["status"], *found, *(row[c] for c in COSTS)]])
+        about = [row[k] for k in ("method", "seed", "status", "ranked", "reason")]
+        writer.writerow(["" if v is None else v for v in [*about, *found, *(row[c] for c in COSTS)]])
     return text.getvalue()
