@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ class Check(NamedTuple):
 
 def checks(config: RunConfig) -> list[Check]:
     """Every check for a configuration; one that breaks is a failed check and not the end of the others."""
-    found = [*_guarded("machine", machine()), *_guarded("packages", packages()), *_guarded("libraries", libraries())]
+    found = [*_guarded("machine", machine()), *_guarded("compiler", compiler()), *_guarded("packages", packages()), *_guarded("libraries", libraries())]
     found += [*_guarded("4-bit", four_bit()), *_guarded("hub", hub(config))]
     if any(c.name == "model" and c.ok is False for c in found):  # what follows reads the model's configuration
         return found
@@ -57,6 +58,16 @@ def machine() -> Iterator[Check]:
     found = f"{gpu.name}, capability {gpu.capability[0]}.{gpu.capability[1]}, {gpu.memory / 2**30:.1f} GiB, driver {info['driver'] or 'unknown'}"
     yield Check("gpu", gpu.capability >= (7, 0), found, "Unsloth needs compute capability 7.0; UNSLOTH_FORCE_CPU=1 runs on the CPU")
     return None
+
+
+def compiler() -> Iterator[Check]:
+    """Triton, and with it Unsloth's kernels, builds its launcher at run time; without a GPU nothing does."""
+    if cuda_gpu()[0] is None:
+        return
+    missing = [] if any(map(shutil.which, ("cc", "gcc", "clang"))) else ["no C compiler"]
+    missing += [] if Path(sysconfig.get_paths()["include"], "Python.h").exists() else ["no Python.h"]
+    fix = "on Debian or Ubuntu: apt install gcc python3-dev, for the Python that is used"
+    yield Check("compiler", not missing, " and ".join(missing) or "a C compiler and Python's headers, for Triton", fix)
 
 
 def packages() -> Iterator[Check]:

@@ -16,7 +16,7 @@ from kit.errors import UserError
 from kit.files import read_json
 from kit.generation import Reply, until_stop
 from kit.hub import load_tokenizer, loadable
-from kit.model import precision, saved_folder
+from kit.model import architecture, precision, saved_folder
 from kit.prompts import Renderer
 
 WORKER = Path(__file__).parent / "vllm_worker.py"
@@ -33,8 +33,8 @@ def check(config: RunConfig) -> str:
     if reason:
         raise UserError(f"--engine vllm: {python} cannot import vllm ({reason}); install it into an environment of its own and set VLLM_PYTHON to its python")
     chosen = precision(config, training=False)
-    if chosen.name == "float16" and "Gemma 3" in chosen.reason:
-        raise UserError("--engine vllm: vLLM refuses float16 for Gemma 3, and this GPU has no bfloat16; use --precision float32, or the kit's engine")
+    if chosen.name == "float16" and architecture(config).model_type.startswith("gemma3"):
+        raise UserError("--engine vllm: vLLM refuses float16 for Gemma 3; use --precision float32 (or bfloat16, where the GPU has it), or the kit's engine")
     return python
 
 
@@ -56,7 +56,7 @@ def replies(config: RunConfig, rows: Sequence[dict[str, object]]) -> dict[str, R
         done = subprocess.run([python, "-P", str(WORKER), str(folder / "ask.json")], check=False)
         if done.returncode:
             raise UserError(f"vLLM ended with exit code {done.returncode}; what it said stands above")
-        made = read_json(folder / "replies.json")
+        made = read_json(folder / "replies.json", "replies")["replies"]
     return {str(row["id"]): until_stop(ids, renderer.stop_ids) for row, ids in zip(rows, made, strict=True)}
 
 

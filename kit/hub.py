@@ -32,10 +32,15 @@ def hub_errors(what: str) -> Iterator[None]:
         while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
             chain.append(cause)
         for link in chain:
-            if isinstance(link, errors.GatedRepoError) or getattr(getattr(link, "response", None), "status_code", None) in (401, 403):
+            status = getattr(getattr(link, "response", None), "status_code", None)
+            if isinstance(link, errors.GatedRepoError) or status == 403:
                 raise UserError(f"{what} is gated or private: accept its licence on its page and set HF_TOKEN to your access token") from None
             if isinstance(link, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)):
-                raise UserError(f"{what} was not found on the hub; check its name and revision") from None
+                # To somebody without a token the hub does not tell a private repository from one that is not there.
+                private = "; if it is private, set HF_TOKEN to an access token that may read it" if status == 401 else ""
+                raise UserError(f"{what} was not found on the hub; check its name and revision{private}") from None
+            if status == 401:
+                raise UserError(f"{what}: the hub refuses HF_TOKEN, which may have expired; make a new one, or unset it for what is public") from None
         names = {type(link).__name__ for link in chain}
         if names & {"ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
             raise Unreachable(f"{what} is not in the local cache and the hub cannot be reached; check the network, or use --recipe tiny") from None

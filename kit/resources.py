@@ -70,11 +70,13 @@ def _nvml() -> Any:
         return None
     try:
         import pynvml
-
+    except ImportError:
+        return None
+    try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{cuda.get_device_properties(cuda.current_device()).uuid}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except (ImportError, AttributeError, pynvml.NVMLError):
+    except (AttributeError, pynvml.NVMLError):
         return None
     return pynvml, handle
 

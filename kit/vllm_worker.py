@@ -18,7 +18,7 @@ def main() -> None:
     )  # fmt: skip
     greedy = SamplingParams(temperature=0, max_tokens=ask["max_new_tokens"], stop_token_ids=ask["stop"], detokenize=False)
     made = model.generate([{"prompt_token_ids": ids} for ids in ask["prompts"]], greedy)
-    path.with_name("replies.json").write_text(json.dumps([list(m.outputs[0].token_ids) for m in made]), encoding="utf-8")
+    path.with_name("replies.json").write_text(json.dumps({"replies": [list(m.outputs[0].token_ids) for m in made]}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
         path = urlparse(self.path).path
         name = next((n for n in self.server.repos if f"/{n}" in path), None)
         if name is None:
-            return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+            return self._send(404 if self.headers.get("Authorization") else 401, b"", {"X-Error-Code": "RepoNotFound"})
         repo = self.server.repos[name]
         time.sleep(repo.delay_s)
         if repo.gated and not (repo.accepted and self.headers.get("Authorization") == f"Bearer {TOKEN}"):

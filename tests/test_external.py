@@ -78,9 +78,10 @@ def test_a_t4s_float16_is_refused_for_gemma_3(tiny: Make, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("kit.device.cuda_gpu", lambda: (type("Gpu", (), {"name": "T4", "capability": (7, 5)}), ""))
     assert choose_precision("gemma3_text").name == "float16"
-    monkeypatch.setattr(external, "precision", lambda *_, **__: choose_precision("gemma3_text"))
-    with pytest.raises(UserError, match="vLLM refuses float16 for Gemma 3"):
-        external.check(tiny("--engine", "vllm"))
+    for chosen in (choose_precision("gemma3_text"), Choice("float16", "as asked for")):
+        monkeypatch.setattr(external, "precision", lambda *_, chosen=chosen, **__: chosen)
+        with pytest.raises(UserError, match="vLLM refuses float16 for Gemma 3"):
+            external.check(tiny("--engine", "vllm"))
     monkeypatch.setattr(external, "precision", lambda *_, **__: Choice("float32", "as asked for"))
     assert external.check(tiny("--engine", "vllm")) == sys.executable
 

@@ -11,8 +11,9 @@ import pytest
 from conftest import script
 from hub_server import SHA, TOKEN, Hub, Repo
 
+from kit.errors import UserError
 from kit.files import read_json
-from kit.hub import BUILTIN, loadable
+from kit.hub import BUILTIN, hub_errors, loadable
 
 GATED = "is gated or private: accept its licence on its page and set HF_TOKEN to your access token"
 UNREACHABLE = "is not in the local cache and the hub cannot be reached; check the network, or use --recipe tiny"
@@ -42,7 +43,14 @@ class Client:
         self.folder = folder
 
     def __call__(self, endpoint: str, *flags: str, script_name: str = "data", **env: str) -> tuple[int, str, str]:
-        clean = {"HF_ENDPOINT": endpoint, "HF_HOME": str(self.folder / "hf"), "HF_TOKEN": "", "NO_PROXY": "127.0.0.1", "HF_HUB_ETAG_TIMEOUT": "5"} | env
+        clean = {
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(self.folder / "hf"),
+            "HF_TOKEN": "",
+            "NO_PROXY": "127.0.0.1",
+            "HF_HUB_ETAG_TIMEOUT": "5",
+            "HF_HUB_OFFLINE": "0",
+        } | env
         small = ("--train-per-source", "20", "--test-per-source", "10")
         done = script(script_name, "--data-dir", str(self.folder / "data"), *small, *flags, env=clean)
         assert TOKEN not in done.stdout + done.stderr
@@ -95,7 +103,9 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(hub: Hub, client: C
 
 def test_what_is_not_there(hub: Hub, client: Client) -> None:
     error = "error: dataset no/such was not found on the hub; check its name and revision"
-    assert client(hub.endpoint, "--source", "tulu=no/such")[:2] == (2, error)
+    private = "; if it is private, set HF_TOKEN to an access token that may read it"
+    assert client(hub.endpoint, "--source", "tulu=no/such")[:2] == (2, error + private)
+    assert client(hub.endpoint, "--source", "tulu=no/such", HF_TOKEN=TOKEN)[:2] == (2, error)
 
 
 def test_a_gated_model(hub: Hub, client: Client) -> None:
@@ -119,6 +129,15 @@ def test_no_network_and_nothing_cached(client: Client) -> None:
     for offline in ("0", "1"):
         code, error, _ = client(NOWHERE, "--recipe", "t4", HF_HUB_OFFLINE=offline)
         assert (code, error) == (2, f"error: dataset tatsu-lab/alpaca {UNREACHABLE}")
+
+
+def test_a_token_that_the_hub_refuses_is_called_that() -> None:
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError
+
+    answer = httpx.Response(401, request=httpx.Request("GET", "http://127.0.0.1"))
+    with pytest.raises(UserError, match="the hub refuses HF_TOKEN, which may have expired"), hub_errors("model a/b"):
+        raise HfHubHTTPError("Invalid credentials in Authorization header", response=answer)
 
 
 def test_gemma_goes_through_unsloths_table_to_an_ungated_mirror() -> None:

@@ -8,6 +8,7 @@ import re
 import runpy
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from hub_server import TOKEN, Hub, Repo
 
 from kit import card, doctor, gates
 from kit.chat import chat
-from kit.config import RunConfig
+from kit.config import RunConfig, resolve
 from kit.errors import UserError
 from kit.evaluation import evaluate
-from kit.export import export
+from kit.export import export, sentencepiece
 from kit.files import read_json, read_jsonl, write_json
+from kit.hub import BUILTIN
 from kit.prompts import Renderer
+from kit.sources import conversation
 from kit.training import train
 
 SMALL = ("--limit-train", "160", "--limit-test", "9", "--max-new-tokens", "12")
@@ -126,6 +129,7 @@ def test_an_exported_model_is_the_run_in_16_bits(run: RunConfig, tmp_path: Path,
     assert not (target / "adapter_config.json").exists()
     assert AutoTokenizer.from_pretrained(target).chat_template
     assert "quantization_config" not in read_json(target / "config.json")
+    assert len({p.stat().st_mode for p in target.iterdir()}) == 1
     assert printed(target, capsys).strip()
     with pytest.raises(UserError, match="exists already and nothing is overwritten"):
         export(run, target)
@@ -162,6 +166,23 @@ def test_the_alpaca_template_renders_what_the_run_was_tuned_on(kind: str, reques
     template = ("{{ bos_token }}" if renderer.bos else "") + ALPACA
     text = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
     assert text == tokenizer.decode(exam.prompt_ids)
+    told = conversation([("system", "Be brief."), *((t["role"], t["content"]) for t in turns), ("assistant", "x")], Counter())
+    exam = renderer.exams([{"messages": told}])[0]
+    turns.insert(0, {"role": "system", "content": "Be brief."})
+    text = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
+    assert text == tokenizer.decode(exam.prompt_ids)
+
+
+def test_the_sentencepiece_file_comes_along(tmp_path: Path) -> None:
+    """transformers leaves it out, and llama.cpp's converter reads Gemma's vocabulary from nothing else."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(BUILTIN["builtin"], base)
+    out.mkdir()
+    for content in (None, b"pieces"):
+        if content:
+            (base / "tokenizer.model").write_bytes(content)
+        sentencepiece(resolve({"recipe": "tiny", "model": str(base)}), out)
+        assert ((out / "tokenizer.model").read_bytes() if content else list(out.iterdir())) == (content or [])
 
 
 def said_by_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str, str]:
@@ -190,6 +211,15 @@ def test_doctor_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "✗ 4-bit      ZeroDivisionError" in out
     assert "peft missing" in out
     assert "error: packages: run: make setup" in err
+
+
+def test_doctor_looks_for_what_triton_builds_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(doctor.compiler()) == []  # no GPU, no need
+    monkeypatch.setattr(doctor, "cuda_gpu", lambda: ("a GPU", ""))
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
+    [found] = doctor.compiler()
+    assert found.ok is False
+    assert found.detail.startswith("no C compiler")
 
 
 @pytest.fixture
