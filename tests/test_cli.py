@@ -12,7 +12,6 @@ from conftest import ROOT, script
 from kit.cli import configure, trained_run
 from kit.config import resolve
 from kit.errors import UserError
-from kit.files import held
 from kit.runs import open_run
 
 HEAVY = ("torch", "transformers", "unsloth", "trl", "peft", "datasets", "matplotlib", "numpy")
@@ -107,14 +106,6 @@ def test_a_copied_or_renamed_run_is_not_taken_for_the_one_that_it_was(tmp_path: 
     folder.rename(folder.with_name("backup"))
     with pytest.raises(UserError, match="backup was renamed or copied: it holds the run tiny/lora-s0"):
         trained_run({"run": str(tmp_path / "tiny" / "backup")})
-
-
-def test_a_run_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--recipe", "tiny", "--method", "lora", "--runs-dir", str(tmp_path),
-               "--data-dir", str(tmp_path / "data"), "--train-per-source", "8", "--test-per-source", "2", "--valid", "1"]  # fmt: skip
-    with held(tmp_path / "tiny" / "lora-s0"):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, f"error: {tmp_path}/tiny/lora-s0 is in use by another process; wait for it to end, or choose another --name\n")
 
 
 @pytest.mark.parametrize(

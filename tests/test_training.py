@@ -14,7 +14,7 @@ from kit.cli import parser
 from kit.config import RunConfig, load_recipe, recipes, resolve
 from kit.errors import UserError
 from kit.evaluation import evaluate
-from kit.files import read_json, read_jsonl, write_json
+from kit.files import held, read_json, read_jsonl, write_json
 from kit.methods import METHODS
 from kit.report.rows import collect
 from kit.trainer import Kit, tracker
@@ -146,6 +146,12 @@ def test_no_batch_is_named_where_the_optimisers_state_does_not_fit(ready: Make, 
     with pytest.raises(UserError, match=r"out of memory while training \(warmup\); lower --micro-batch"):
         train(config)
     assert read_json(config.run_dir / "train.json")["largest_micro_batch"] is None
+
+
+def test_a_run_belongs_to_one_process_at_a_time(ready: Make) -> None:
+    config = ready("--method", "lora", *SHORT)
+    with held(config.run_dir), pytest.raises(UserError, match="lora-s0 is in use by another process; wait for it to end, or choose another --name"):
+        train(config)
 
 
 def test_several_processes_are_refused(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
