@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kit import processes
 from kit.console import console, say
 from kit.errors import UserError
 from kit.files import read_jsonl, write_jsonl
@@ -63,10 +65,12 @@ class TrainingProgress:
 
     def __init__(self, log: Path, phases: Phases, step: int) -> None:
         """Keeps the log up to the step that training goes on from."""
+        log = log if processes.first() else Path(os.devnull)
         self.rows = list(islice(read_jsonl(log), step)) if step and log.exists() else []
         if len(self.rows) < step:
             raise UserError(f"{log} lacks steps that the checkpoint of step {step} has behind it; remove {log.parent} and train again")
-        write_jsonl(log, self.rows)
+        if processes.first():
+            write_jsonl(log, self.rows)
         last = self.rows[-1] if self.rows else {"tokens": 0, "supervised": 0, "wall_s": 0.0}
         self.earlier, self.wall_s = (last["tokens"], last["supervised"]), last["wall_s"]
         self.log, self.phases = log, phases
@@ -140,7 +144,8 @@ class TrainingProgress:
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         if "loss" not in logs:
             return
-        tokens, supervised = (a + b for a, b in zip(self.earlier, state.seen, strict=True))
+        seen = processes.together(state.seen, args.device)
+        tokens, supervised = (a + b for a, b in zip(self.earlier, seen, strict=True))
         if not math.isfinite(logs["loss"]):
             raise UserError(f"training diverged: the loss of step {state.global_step} is {logs['loss']}; lower --learning-rate or raise --warmup-ratio")
         norm = logs.get("grad_norm")

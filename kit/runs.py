@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kit import processes
 from kit.config import RunConfig
 from kit.errors import UserError
 from kit.files import read_json, write_json
@@ -26,6 +27,8 @@ def open_run(config: RunConfig) -> Path:
     """
     folder = config.run_dir
     path = folder / "config.json"
+    if not processes.first():
+        return folder
     if not path.exists() or not any((folder / kept).exists() for kept in RESULTS):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, {"schema": SCHEMA, **config.identity()})

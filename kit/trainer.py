@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kit import processes
 from kit.config import RunConfig
 from kit.errors import UserError
 from kit.prompts import IGNORE, Example
@@ -118,7 +119,7 @@ def arguments(config: RunConfig, folder: Path, precision: str) -> dict[str, Any]
     return {
         "output_dir": str(folder / "checkpoints"), "seed": config.seed, "data_seed": config.seed,
         "num_train_epochs": config.epochs, "max_steps": config.max_steps or -1,
-        "per_device_train_batch_size": config.micro_batch, "gradient_accumulation_steps": config.accumulation,
+        "per_device_train_batch_size": config.micro_batch, "gradient_accumulation_steps": config.accumulation // processes.count(),
         "learning_rate": config.learning_rate, "lr_scheduler_type": config.schedule, "warmup_steps": config.warmup_ratio,
         "weight_decay": config.weight_decay, "max_grad_norm": config.max_grad_norm, "optim": config.optimizer,
         "gradient_checkpointing": config.gradient_checkpointing, "save_strategy": "steps", "save_steps": config.save_steps,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kit import card, dataset, gates, runs
+from kit import card, dataset, gates, processes, runs
 from kit.config import BASE, RunConfig
-from kit.console import say
+from kit.console import console, say
 from kit.errors import UserError
 from kit.files import held, read_json, write_json
 from kit.generation import likelihoods
@@ -49,10 +48,13 @@ def train(config: RunConfig) -> Record:
     """The run's train.json; trains what is missing, from the last complete checkpoint, and does nothing when the run is done."""
     if config.method == BASE:
         raise UserError("base is the untuned model: it is evaluated, not trained")
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise UserError(f"{processes} processes would all write {config.run_dir}, at another effective batch than was asked for; start one, on one GPU")
+    if config.accumulation % processes.count():
+        raise UserError(f"--accumulation {config.accumulation} cannot be shared by {processes.count()} processes: make it a multiple of their number")
+    if processes.count() > 1 and (config.technique.parts or config.auto_batch):
+        raise UserError(f"{config.method if config.technique.parts else '--auto-batch'} runs in one process alone; start one, on one GPU")
+    console.quiet = not processes.first()
     prepare_data(config)
-    with held(config.run_dir):
+    with held(config.run_dir) if processes.first() else nullcontext():
         return _train(config)
 
 
@@ -68,8 +70,11 @@ def _train(config: RunConfig) -> Record:
     try:
         record = _method(config, folder)
     except BaseException as error:
-        _record_failure(config, folder, error)
+        if processes.first():
+            _record_failure(config, folder, error)
         raise
+    if not processes.first():
+        return record
     write_json(result, record)
     card.write(config, record)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -164,12 +169,15 @@ def _once(config: RunConfig, folder: Path, *, skip: int, start: Path | None) -> 
         start_state = gates.before(model, loaded.examples, pad)
     progress, outcome = _steps(config, trainer, folder, phases)
     with phases("save"):
-        save(config, model, loaded.renderer.tokenizer, folder, loaded.precision.name)
+        if processes.first():
+            save(config, model, loaded.renderer.tokenizer, folder, loaded.precision.name)
+        processes.meet()
     checks = gates.supervision(loaded.renderer, loaded.rows, loaded.examples)
     with enough_memory("checks after training"):
         end = gates.loss(model, loaded.examples, pad)
         checks |= gates.training(model, start=start_state, end=end, fed=progress.fed, log=progress.rows, peak_rate=config.learning_rate)
-        gates.write_probe(model, loaded.examples, pad, folder)
+        if processes.first():
+            gates.write_probe(model, loaded.examples, pad, folder)
     used = energy(phases, ("warmup", "steps"), config.price_per_kwh)
     return {
         "schema": runs.SCHEMA, "status": "done", "phases": phases.record, "train_wall_s": progress.wall_s,

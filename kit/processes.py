@@ -1,0 +1,34 @@
+"""Several processes of one training, as torchrun or accelerate start them: the first one writes, and all see the rows that one would see alone."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def count() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def meet() -> None:
+    """Waits until all processes are here: what the first one has written is there for the others."""
+    import torch.distributed as dist
+
+    if count() > 1 and dist.is_initialized():
+        dist.barrier()
+
+
+def together(numbers: tuple[int, ...], device: Any) -> tuple[int, ...]:
+    """The sums over all processes."""
+    import torch
+    import torch.distributed as dist
+
+    if count() == 1 or not dist.is_initialized():
+        return numbers
+    sums = torch.tensor(numbers, device=device)
+    dist.all_reduce(sums)
+    return tuple(sums.tolist())

@@ -1,0 +1,47 @@
+"""Training by several processes, as torchrun starts them: one set of files, and the training that one process does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, config, places
+
+from kit.errors import UserError
+from kit.files import read_json, read_jsonl
+from kit.training import train
+
+SHORT = ("--recipe", "tiny", "--method", "lora", "--train-per-source", "12", "--valid-per-source", "1", "--test-per-source", "2",
+         "--max-length", "96", "--micro-batch", "2", "--accumulation", "4")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    alone = config(*SHORT, *places(tmp_path), "--runs-dir", str(tmp_path / "alone"))
+    train(alone)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "scripts" / "train.py")]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *SHORT, *places(tmp_path)], env=env, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    both = tmp_path / "runs" / "tiny" / "lora-s0"
+    logs = [list(read_jsonl(folder / "log.jsonl")) for folder in (alone.run_dir, both)]
+    assert [r["step"] for r in logs[0]] == [r["step"] for r in logs[1]]
+    for key, closeness in (("tokens", 0), ("supervised", 0), ("learning_rate", 1e-9), ("loss", 1e-3)):
+        assert [r[key] for r in logs[1]] == pytest.approx([r[key] for r in logs[0]], rel=closeness), key
+    records = [read_json(folder / "train.json") for folder in (alone.run_dir, both)]
+    assert [r["steps"] for r in records] == [5, 5]
+    assert {g["passed"] for g in records[1]["gates"].values()} <= {True, None}
+    assert done.stdout.count("trained") == 1 or done.stdout.count("supervised text") == 1
+
+
+def test_what_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for flags, message in (
+        ((), "--accumulation 4 cannot be shared by 3 processes"),
+        (("--method", "hybrid", "--accumulation", "6"), "hybrid runs in one process"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(config(*SHORT, *places(tmp_path), *flags))
