@@ -79,7 +79,9 @@ def restore(model: Any, folder: Path) -> None:
     from safetensors.torch import load_file
 
     for file in folder.glob("*.safetensors"):
-        model.load_state_dict(load_file(file), strict=False)
+        # Strict on what is saved alone: tied weights are not, and a folder may hold several files.
+        if unknown_names := model.load_state_dict(load_file(file), strict=False).unexpected_keys:
+            raise UserError(f"{file} holds weights that the model does not have: {', '.join(unknown_names[:3])}")
 
 
 def as_stored(model: Any, tokenizer: Any, vocabulary: int) -> None:
