@@ -128,15 +128,16 @@ def computing(config: RunConfig) -> Iterator[Check]:
 def fits(config: RunConfig) -> Iterator[Check]:
     """Memory and disk, by the count that training makes before it loads."""
     from kit.device import total_memory
-    from kit.preflight import GIB, count, existing, skeleton
+    from kit.preflight import count, existing, skeleton
+    from kit.resources import size
 
     need, room = count(config, skeleton(config)), total_memory()
-    said = f"{config.method} on {config.model} needs about {need.peak / GIB:.1f} GiB" + (f" of {room / GIB:.1f}" if room else "")
+    said = f"{config.method} on {config.model} needs about {size(need.peak)}" + (f" of {size(room)}" if room else "")
     yield Check("memory", room is None or need.certain <= room, said, "choose a 4-bit method, a lower --micro-batch or --max-length, or a smaller model")
     # The base model in 16 bits is downloaded once; data and reports are small beside it.
     download = 0 if config.is_local else 2 * sum(p.numel() for p in skeleton(config).parameters())
     free = shutil.disk_usage(existing(Path(config.runs_dir))).free
-    said = f"{(need.disk + download) / GIB:.1f} GiB needed for model and checkpoints, {free / GIB:.1f} free"
+    said = f"{size(need.disk + download)} needed for model and checkpoints, {size(free)} free"
     yield Check("disk", free > need.disk + download, said, "free some disk, or choose another --runs-dir")
 
 

@@ -13,8 +13,9 @@ from kit.errors import UserError
 from kit.files import read_json, replaced_folder, write_text
 from kit.hub import hub_errors, load_tokenizer, loadable
 from kit.model import free_memory, quiet, saved_folder, undamaged
-from kit.preflight import GIB, existing
+from kit.preflight import existing
 from kit.prompts import Renderer
+from kit.resources import size
 
 # What kit.prompts renders as the Alpaca format, for engines that know chat templates alone.
 # As in training, a system message goes in front of the next instruction.
@@ -43,7 +44,7 @@ def export(config: RunConfig, target: Path) -> str:
         raise UserError(f"{target} exists already and nothing is overwritten; choose another --out or remove it")
     need, free = record["total_params"] * 2, shutil.disk_usage(existing(target)).free
     if need > free:
-        raise UserError(f"the exported model needs {need / GIB:.1f} GiB of disk and {target} has {free / GIB:.1f} free")
+        raise UserError(f"the exported model needs {size(need)} of disk and {target} has {size(free)} free")
     scored = config.run_dir / "eval.json"
     with replaced_folder(target) as folder:
         found = _fill(config, record, folder)

@@ -17,7 +17,8 @@ from kit.errors import UserError
 from kit.files import read_json, read_jsonl, write_jsonl
 from kit.model import free_memory, import_unsloth, load_base
 from kit.prompts import Renderer
-from kit.resources import Phases
+from kit.resources import Phases, energy
+from kit.trainer import steps_per_epoch
 
 Record = dict[str, Any]
 # PEFT's combination types, and the weight of the first adapter (the second has the rest).
@@ -29,7 +30,7 @@ DENSITY = 0.5
 
 def total_steps(config: RunConfig, rows: int) -> int:
     """Optimiser steps of a whole training."""
-    return config.max_steps or math.ceil(config.epochs * math.ceil(rows / (config.micro_batch * config.accumulation)))
+    return config.max_steps or math.ceil(config.epochs * steps_per_epoch(rows, config.micro_batch * config.accumulation))
 
 
 def sequential(config: RunConfig, folder: Path) -> Record:
@@ -44,29 +45,20 @@ def sequential(config: RunConfig, folder: Path) -> Record:
         raise UserError(f"hybrid widens QLoRA's adapter: --rank {config.rank} is smaller than QLoRA's {first.rank}")
     half = train(first)
     free_memory()
-    skip = steps // 2 * config.micro_batch * config.accumulation
-    record = run(replace(config, max_steps=steps - steps // 2), folder, skip=skip, start=first.run_dir / "adapter")
-    _join_logs(first.run_dir / "log.jsonl", folder / "log.jsonl")
-    return {**record, **summed([half, record]), "parts": [_part(first, half)], "gates": record["gates"] | failed_gates({"qlora": half})}
+    if not (folder / "log.jsonl").exists():
+        write_jsonl(folder / "log.jsonl", read_jsonl(first.run_dir / "log.jsonl"))
+    record = run(replace(config, max_steps=steps - steps // 2), folder, skip=steps // 2, start=first.run_dir / "adapter")
+    return {**record, "parts": [_part(first, half)], "gates": record["gates"] | failed_gates({"qlora": half})}
 
 
-def _join_logs(first: Path, second: Path) -> None:
-    """One log of both halves; the second's counts go on from the first's."""
-    head, tail = list(read_jsonl(first)), list(read_jsonl(second))
-    if tail[0]["step"] > head[-1]["step"]:  # joined before a kill
-        return
-    for key in ("step", "tokens", "supervised", "wall_s"):
-        for row in tail:
-            row[key] += head[-1][key]
-    write_jsonl(second, [*head, *tail])
-
-
-def summed(records: list[Record]) -> Record:
+def summed(records: list[Record], price_per_kwh: float | None) -> Record:
     """What several trainings cost together."""
-    total = {k: sum(r[k] for r in records) for k in ("steps", "train_wall_s", "tokens_total", "tokens_supervised")}
+    total = {k: sum(r[k] for r in records) for k in ("steps", "epochs", "train_wall_s", "tokens_total", "tokens_supervised")}
     peaks = [r["peak_memory_gib"] for r in records if r["peak_memory_gib"] is not None]
     speed = total["tokens_total"] / total["train_wall_s"] if total["train_wall_s"] else None
-    return total | {"peak_memory_gib": max(peaks, default=None), "tokens_per_s": speed}
+    joules = [r["energy"]["joules"] for r in records if r["energy"]]
+    used = energy(sum(joules) if len(joules) == len(records) else None, price_per_kwh)
+    return total | {"peak_memory_gib": max(peaks, default=None), "tokens_per_s": speed, "energy": used}
 
 
 def failed_gates(records: dict[str, Record]) -> Record:
@@ -150,7 +142,7 @@ def combine(config: RunConfig, folder: Path) -> Record:
     model.set_adapter("best")
     gates.write_probe(model, examples, tokenizer.pad_token_id, folder)
     return {
-        "schema": runs.SCHEMA, "status": "done", "phases": phases.record, **summed(done), "epochs": sum(r["epochs"] for r in done),
+        "schema": runs.SCHEMA, "status": "done", "phases": phases.record, **summed(done, config.price_per_kwh),
         "trainable_params": size, "total_params": done[-1]["total_params"], "adapter_mib": size * 4 / 2**20, "final_loss": None,
         "valid_perplexity": best["valid_perplexity"], "tried": tried, "parts": [_part(parts[m], records[m]) for m in parts],
         "precision": chosen._asdict(), "gates": failed_gates(records), "provenance": runs.provenance(config, dataset.manifest_hash(config)),

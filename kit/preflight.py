@@ -11,8 +11,8 @@ from kit.console import say
 from kit.device import cuda_gpu, total_memory
 from kit.errors import UserError, unknown
 from kit.model import architecture, built, check_targets, linear_layers, precision
+from kit.resources import GIB, size
 
-GIB = 2**30
 # NF4 with double quantisation: 4 bits, an 8-bit scale for each 64 values and a float32 for each 256 scales (Dettmers et al. 2023, section 3).
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # Unsloth's fused loss goes through a large vocabulary's logits in parts.
@@ -67,14 +67,14 @@ def check(config: RunConfig) -> float | None:
     where = gpu.name if gpu else "this machine"
     split = {"weights": need.weights, "trained state": need.trained, "activations about": need.activations}
     said = f"predicted peak {need.peak / GIB:.2f} GiB: " + ", ".join(f"{k} {v / GIB:.2f}" for k, v in split.items())
-    say(said + (f"; {where} has {room / GIB:.1f} GiB" if room else ""))
+    say(said + (f"; {where} has {size(room)}" if room else ""))
     if room and need.certain > room:
-        problems.append(f"weights, gradients and optimiser states alone need {need.certain / GIB:.1f} GiB and {where} has {room / GIB:.1f}; "
+        problems.append(f"weights, gradients and optimiser states alone need {size(need.certain)} and {where} has {size(room)}; "
                         "choose a 4-bit method, a lower --rank or an 8-bit --optimizer (--no-preflight tries all the same)")  # fmt: skip
     elif room and need.peak > room:
         say("this may not fit: lower --micro-batch (and raise --accumulation), or let --auto-batch do so")
     if need.disk > free:
-        problems.append(f"checkpoints and result need {need.disk / GIB:.1f} GiB of disk and {config.runs_dir} has {free / GIB:.1f} free")
+        problems.append(f"checkpoints and result need {size(need.disk)} of disk and {config.runs_dir} has {size(free)} free")
     if problems:
         raise UserError(*problems)
     return need.peak / GIB

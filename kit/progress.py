@@ -7,9 +7,10 @@ import math
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from kit import processes
 from kit.console import console, say
 from kit.errors import UserError
 from kit.files import read_jsonl, write_jsonl
-from kit.resources import Phases, clock, device_gib, resident_gib
+from kit.resources import Phases, clock, device_gib, joules, resident_gib
 
 LINES = 20
 # Steps whose gradients are looked at: LoRA's A gets none in the first, where B is still zero.
@@ -60,22 +61,25 @@ class TrainingProgress:
     """Times the optimiser steps alone, writes log.jsonl and shows the progress.
 
     Mixed into a transformers TrainerCallback by `kit.training`, so that this module needs no heavy import.
-    Attributes after training: wall_s, peak_gib, final_loss, and totals().
+    After training: totals(), final_loss.
     """
 
-    def __init__(self, log: Path, phases: Phases, step: int) -> None:
-        """Keeps the log up to the step that training goes on from."""
-        log = log if processes.first() else Path(os.devnull)
+    def __init__(self, log: Path, phases: Phases, step: int, earlier_steps: int = 0) -> None:
+        """Keeps the log up to the step that training goes on from; `earlier_steps` in it belong to an earlier part of the same training."""
+        step, self.earlier_steps = step + earlier_steps, earlier_steps
         self.rows = list(islice(read_jsonl(log), step)) if step and log.exists() else []
         if len(self.rows) < step:
             raise UserError(f"{log} lacks steps that the checkpoint of step {step} has behind it; remove {log.parent} and train again")
         if processes.first():
             write_jsonl(log, self.rows)
-        last = self.rows[-1] if self.rows else {"tokens": 0, "supervised": 0, "wall_s": 0.0}
-        self.earlier, self.wall_s = (last["tokens"], last["supervised"]), last["wall_s"]
-        self.log, self.phases = log, phases
+        nothing = {"tokens": 0, "supervised": 0, "wall_s": 0.0, "energy_j": 0.0}
+        self.earlier: dict[str, Any] = {"energy_j": None, "peak_gib": None} | (self.rows[-1] if self.rows else nothing)
+        self.log, self.phases, self.wall_s = log if processes.first() else Path(os.devnull), phases, self.earlier["wall_s"]
+        # Tokens of the timed steps: each process's first step, its warm-up, is left out.
+        self.timed = Counter[str]()
+        for before, row in pairwise(self.rows):
+            self._time(before, row)
         self.phase: AbstractContextManager[None] | None = None
-        self.peak_gib: float | None = None
         self.stopped = False
         self.fed: dict[str, bool] = {}
         self.looked = 0
@@ -116,6 +120,7 @@ class TrainingProgress:
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar = Bar("training", state.max_steps).__enter__()
+        self.joules = joules()
         self.file = self.log.open("a", encoding="utf-8")
         self._enter("warmup")
 
@@ -145,26 +150,37 @@ class TrainingProgress:
         if "loss" not in logs:
             return
         seen = processes.together(state.seen, args.device)
-        tokens, supervised = (a + b for a, b in zip(self.earlier, seen, strict=True))
+        tokens, supervised = (self.earlier[kind] + n for kind, n in zip(("tokens", "supervised"), seen, strict=True))
         if not math.isfinite(logs["loss"]):
             raise UserError(f"training diverged: the loss of step {state.global_step} is {logs['loss']}; lower --learning-rate or raise --warmup-ratio")
         norm = logs.get("grad_norm")
-        row = {"step": state.global_step, "loss": logs["loss"], "learning_rate": logs["learning_rate"],
+        row = {"step": self.earlier_steps + state.global_step, "loss": logs["loss"], "learning_rate": logs["learning_rate"],
                "grad_norm": norm if norm is not None and math.isfinite(norm) else None,
-               "tokens": tokens, "supervised": supervised, "wall_s": self.wall_s}  # fmt: skip
+               "tokens": tokens, "supervised": supervised, "wall_s": self.wall_s, "energy_j": self._energy_j(), "peak_gib": self.peak_gib}  # fmt: skip
+        self._time(self.rows[-1] if self.rows else row, row)
         self.rows.append(row)
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         speed = self.tokens_per_s() or 0
-        self.bar.update(row["step"], f"loss {row['loss']:.3f} lr {row['learning_rate']:.1e} {speed:.0f} tokens/s {self.memory_gib() or 0:.2f} GiB")
+        self.bar.update(state.global_step, f"loss {row['loss']:.3f} lr {row['learning_rate']:.1e} {speed:.0f} tokens/s {self.memory_gib() or 0:.2f} GiB")
 
     def memory_gib(self) -> float | None:
         return device_gib()[1] or resident_gib()
 
+    @property
+    def peak_gib(self) -> float | None:
+        """The peak of all steps so far, those before a kill too."""
+        ended = [self.phases.peak_gib(name) for name in ("warmup", "steps") if name in self.phases.record]
+        peaks = [self.earlier["peak_gib"], *ended, device_gib()[1] or resident_gib(peak=True)]
+        return max((p for p in peaks if p is not None), default=None)
+
+    def _energy_j(self) -> float | None:
+        """Energy of all steps so far, in J."""
+        before, begun, now = self.earlier["energy_j"], self.joules, joules()
+        return None if before is None or begun is None or now is None else before + now - begun
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._enter(None)
-        peaks = [p for name in ("warmup", "steps") if name in self.phases.record and (p := self.phases.peak_gib(name)) is not None]
-        self.peak_gib = max(peaks, default=None)
         self.close()
 
     def close(self) -> None:
@@ -174,12 +190,15 @@ class TrainingProgress:
             self.file.close()
 
     def tokens_per_s(self, kind: str = "tokens") -> float | None:
-        """Unpadded tokens a second over the timed steps; the first step, the warm-up, is left out."""
-        if len(self.rows) < 2 or self.wall_s == 0:
-            return None
-        return float((self.rows[-1][kind] - self.rows[0][kind]) / self.wall_s)
+        """Unpadded tokens a second over the timed steps."""
+        return self.timed[kind] / self.wall_s if self.timed[kind] else None
+
+    def _time(self, before: dict[str, Any], row: dict[str, Any]) -> None:
+        if row["wall_s"] > before["wall_s"]:
+            self.timed.update({kind: row[kind] - before[kind] for kind in ("tokens", "supervised")})
 
     def totals(self) -> dict[str, Any]:
+        """What all steps needed, those before a kill too."""
         last = self.rows[-1]
-        return {"tokens_total": last["tokens"], "tokens_supervised": last["supervised"], "tokens_per_s": self.tokens_per_s(),
-                "supervised_per_s": self.tokens_per_s("supervised")}  # fmt: skip
+        return {"steps": last["step"], "train_wall_s": last["wall_s"], "tokens_total": last["tokens"], "tokens_supervised": last["supervised"],
+                "tokens_per_s": self.tokens_per_s(), "supervised_per_s": self.tokens_per_s("supervised"), "peak_memory_gib": last["peak_gib"]}  # fmt: skip

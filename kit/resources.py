@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 GIB = 2**30
+
+
+def size(count: float) -> str:
+    """Bytes as a person says them: 12 MiB, 3.4 GiB."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 2 else f"{count / 2**20:.0f} MiB"
 
 
 def _cuda() -> Any:
@@ -87,12 +92,10 @@ def joules() -> float | None:
     return found[0].nvmlDeviceGetTotalEnergyConsumption(found[1]) / 1000 if found else None
 
 
-def energy(phases: Phases, names: Sequence[str], price_per_kwh: float | None) -> dict[str, float | None] | None:
-    """Energy of the named phases together: J, Wh, and its cost at the stated price; None where nothing counts it."""
-    used = [phases.record[n]["energy_j"] for n in names if n in phases.record]
-    if not used or any(j is None for j in used):
+def energy(total: float | None, price_per_kwh: float | None) -> dict[str, float | None] | None:
+    """An energy of `total` J in J, in Wh, and its cost at the stated price; None where nothing counts it."""
+    if total is None:
         return None
-    total = float(sum(j for j in used if j is not None))
     return {"joules": total, "wh": total / 3600, "cost": total / 3.6e6 * price_per_kwh if price_per_kwh else None, "price_per_kwh": price_per_kwh}
 
 

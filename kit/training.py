@@ -75,8 +75,8 @@ def _train(config: RunConfig) -> Record:
         raise
     if not processes.first():
         return record
-    write_json(result, record)
     card.write(config, record)
+    write_json(result, record)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return record
 
@@ -96,7 +96,7 @@ def _method(config: RunConfig, folder: Path) -> Record:
 def run(config: RunConfig, folder: Path, *, skip: int = 0, start: Path | None = None) -> Record:
     """Trains once; out of memory with auto_batch: again with the largest micro-batch that fits, at the same effective batch.
 
-    `skip` rows were trained on by an earlier part, whose adapter in `start` is gone on from.
+    `skip` steps were made by an earlier part, whose adapter in `start` is gone on from.
     """
     while True:
         try:
@@ -167,7 +167,9 @@ def _once(config: RunConfig, folder: Path, *, skip: int, start: Path | None) -> 
     pad = loaded.renderer.tokenizer.pad_token_id
     with enough_memory("checks before training"):
         start_state = gates.before(model, loaded.examples, pad)
-    progress, outcome = _steps(config, trainer, folder, phases)
+    if left := len(loaded.examples) - len(trainer.order):
+        say(f"{left} of {len(loaded.examples)} rows fill no batch of {trainer.order.size} and are left out of each epoch, others each time")
+    progress = _steps(config, trainer, folder, phases, skip)
     with phases("save"):
         if processes.first():
             save(config, model, loaded.renderer.tokenizer, folder, loaded.precision.name)
@@ -175,26 +177,26 @@ def _once(config: RunConfig, folder: Path, *, skip: int, start: Path | None) -> 
     checks = gates.supervision(loaded.renderer, loaded.rows, loaded.examples)
     with enough_memory("checks after training"):
         end = gates.loss(model, loaded.examples, pad)
-        checks |= gates.training(model, start=start_state, end=end, fed=progress.fed, log=progress.rows, peak_rate=config.learning_rate)
+        checks |= gates.training(model, start=start_state, end=end, fed=progress.fed, log=progress.rows[skip:], peak_rate=config.learning_rate)
         if processes.first():
             gates.write_probe(model, loaded.examples, pad, folder)
-    used = energy(phases, ("warmup", "steps"), config.price_per_kwh)
+    totals = progress.totals()
     return {
-        "schema": runs.SCHEMA, "status": "done", "phases": phases.record, "train_wall_s": progress.wall_s,
-        "peak_memory_gib": progress.peak_gib, "predicted_memory_gib": predicted, "steps": outcome.global_step, "epochs": trainer.state.epoch,
-        **progress.totals(), **counts, "adapter_mib": folder_mib(saved_folder(config) if folder == config.run_dir else folder / "adapter"),
+        "schema": runs.SCHEMA, "status": "done", "phases": phases.record, **totals, "epochs": totals["steps"] / trainer.order.steps,
+        "rows_left_out": left, "predicted_memory_gib": predicted, **counts, "adapter_mib": folder_mib(folder / saved_folder(config).name),
         "final_loss": progress.final_loss, "valid_perplexity": _validate(config, loaded, phases), "micro_batch": config.micro_batch,
-        "accumulation": config.accumulation, "optimizer_state_mib": state_bytes(trainer.optimizer) / 2**20, "energy": used,
+        "accumulation": config.accumulation, "optimizer_state_mib": state_bytes(trainer.optimizer) / 2**20,
+        "energy": energy(progress.rows[-1]["energy_j"], config.price_per_kwh),
         "precision": loaded.precision._asdict(), "gates": gates.record(checks), "provenance": runs.provenance(config, dataset.manifest_hash(config)),
     }  # fmt: skip
 
 
-def _steps(config: RunConfig, trainer: Any, folder: Path, phases: Phases) -> tuple[TrainingProgress, Any]:
-    """The optimiser steps, from the last complete checkpoint."""
+def _steps(config: RunConfig, trainer: Any, folder: Path, phases: Phases, skip: int) -> TrainingProgress:
+    """The optimiser steps, from the last complete checkpoint; an earlier part's `skip` steps are in the log already."""
     checkpoint = last_checkpoint(folder / "checkpoints")
     if checkpoint:
         say(f"going on from {checkpoint.name}")
-    progress = add_progress(trainer, folder / "log.jsonl", phases, step_of(checkpoint))
+    progress = add_progress(trainer, folder / "log.jsonl", phases, step_of(checkpoint), skip)
     try:
         with progress.stoppable():
             outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -209,7 +211,7 @@ def _steps(config: RunConfig, trainer: Any, folder: Path, phases: Phases) -> tup
         progress.close()
     if progress.stopped:
         raise Stopped(f"stopped at step {outcome.global_step}, saved as checkpoint-{outcome.global_step}; the same command goes on there")
-    return progress, outcome
+    return progress
 
 
 def largest_that_fits(trainer: Any, config: RunConfig) -> int | None:
@@ -217,7 +219,7 @@ def largest_that_fits(trainer: Any, config: RunConfig) -> int | None:
 
     Of two micro-batches, since the second finds gradients; the model, whose training has failed, is left changed.
     """
-    longest = sorted(range(len(trainer.order)), key=trainer.order.lengths.__getitem__, reverse=True)
+    longest = sorted(range(len(trainer.train_dataset)), key=trainer.order.lengths.__getitem__, reverse=True)
     effective = config.micro_batch * config.accumulation
     for size in (n for n in range(config.micro_batch - 1, 0, -1) if effective % n == 0):
         batch = trainer.data_collator([trainer.train_dataset[i] for i in longest[:size]])
@@ -280,13 +282,13 @@ def save(config: RunConfig, model: Any, tokenizer: Any, folder: Path, precision:
     beside.rename(target)
 
 
-def add_progress(trainer: Any, log: Path, phases: Phases, step: int) -> TrainingProgress:
+def add_progress(trainer: Any, log: Path, phases: Phases, step: int, earlier_steps: int = 0) -> TrainingProgress:
     """The kit's progress in place of the trainer's own."""
     from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    made: TrainingProgress = type("Progress", (TrainingProgress, TrainerCallback), {})(log, phases, step)
+    made: TrainingProgress = type("Progress", (TrainingProgress, TrainerCallback), {})(log, phases, step, earlier_steps)
     trainer.add_callback(made)
     return made
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kit.cli import announce, parser, run
 from kit.config import resolve
+from kit.errors import UserError
 
 
 def main() -> None:
@@ -13,6 +14,8 @@ def main() -> None:
     options.add_argument("--show", type=int, default=0, metavar="N", help="show N training rows with the supervised tokens marked")
     flags = options.parse()
     overwrite, inspect, show = (flags.pop(k) for k in ("overwrite", "inspect", "show"))
+    if show < 0:
+        raise UserError(f"--show takes a number of rows, got {show}")
     config = resolve(flags)
     announce(config, flags)
 

@@ -18,7 +18,7 @@ from kit.model import attach, load_base
 from kit.training import train
 
 Make = Callable[..., RunConfig]
-SHORT = ("--limit-train", "96", "--limit-test", "6", "--max-new-tokens", "8", "--valid-per-source", "4", "--forgetting-text", "none")
+SHORT = ("--limit-train", "100", "--limit-test", "6", "--max-new-tokens", "8", "--valid-per-source", "4", "--forgetting-text", "none")
 IDS = [[2, 40, 50, 60, 70, 80]]
 
 
@@ -73,6 +73,8 @@ def test_sequential_is_one_training_in_two_halves(trained: tuple[Make, Path]) ->
     assert [(r["step"], r["tokens"]) for r in log] == [(r["step"], r["tokens"]) for r in other]
     assert [p["method"] for p in record["parts"]] == ["qlora"]
     assert record["train_wall_s"] > record["parts"][0]["train_wall_s"] > 0
+    assert (record["epochs"], record["rows_left_out"]) == (1.0, 4)
+    assert record["peak_memory_gib"] >= record["parts"][0]["peak_memory_gib"]
     assert adapter(config.run_dir / "adapter")[1]["r"] == 48
     assert not [g for g in (record["gates"] | evaluate(config)["gates"]).values() if g["passed"] is False]
 

@@ -14,7 +14,7 @@ from kit.errors import UserError
 from kit.files import read_json, read_jsonl
 from kit.training import train
 
-SHORT = ("--recipe", "tiny", "--method", "lora", "--train-per-source", "12", "--valid-per-source", "1", "--test-per-source", "2",
+SHORT = ("--recipe", "tiny", "--method", "lora", "--train-per-source", "14", "--valid-per-source", "1", "--test-per-source", "2",
          "--max-length", "96", "--micro-batch", "2", "--accumulation", "4")  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -16,6 +17,8 @@ from kit import files, runs
 from kit.config import RunConfig
 from kit.device import Gpu, choose_precision, choose_recipe
 from kit.errors import UserError
+from kit.files import read_jsonl
+from kit.progress import TrainingProgress
 from kit.resources import Phases, energy
 from kit.trainer import Order
 from kit.training import last_checkpoint
@@ -108,13 +111,56 @@ def test_precision_follows_the_compute_capability(
     assert "a GPU" in chosen.reason
 
 
-def test_energy_is_summed_over_phases_and_priced() -> None:
-    phases = Phases()
-    phases.record = {"warmup": {"energy_j": 3.0e5}, "steps": {"energy_j": 3.3e6}, "load": {"energy_j": 1.0e9}}
-    assert energy(phases, ("warmup", "steps"), 0.30) == {"joules": 3.6e6, "wh": 1000.0, "cost": 0.30, "price_per_kwh": 0.30}
-    assert energy(phases, ("warmup", "steps"), None) == {"joules": 3.6e6, "wh": 1000.0, "cost": None, "price_per_kwh": None}
-    phases.record["steps"]["energy_j"] = None
-    assert energy(phases, ("warmup", "steps"), 0.30) is None
+def test_energy_is_priced() -> None:
+    assert energy(3.6e6, 0.30) == {"joules": 3.6e6, "wh": 1000.0, "cost": 0.30, "price_per_kwh": 0.30}
+    assert energy(3.6e6, None) == {"joules": 3.6e6, "wh": 1000.0, "cost": None, "price_per_kwh": None}
+    assert energy(None, 0.30) is None
+
+
+def steps(progress: TrainingProgress, numbers: range) -> None:
+    """Steps of 10 tokens each as the trainer would report them, from the start of a process."""
+    control, args, state = SimpleNamespace(), SimpleNamespace(device="cpu"), SimpleNamespace(max_steps=20, global_step=0, seen=(0, 0))
+    progress.on_train_begin(args, state, control)
+    for done, number in enumerate(numbers, 1):
+        progress.on_step_begin(args, state, control)
+        state.global_step, state.seen = number, (10 * done, 4 * done)
+        progress.on_step_end(args, state, control)
+        progress.on_log(args, state, control, {"loss": 2.0, "learning_rate": 1e-3, "grad_norm": 1.0})
+    progress.on_train_end(args, state, control)
+
+
+def test_what_was_used_before_a_kill_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time, tokens, energy and peak memory of all steps that are kept; each process's first step is no timed one."""
+    meter, seconds, peaks = itertools.count(1000, 5), itertools.count(), iter([3.0] * 40)
+    monkeypatch.setattr("kit.progress.joules", lambda: float(next(meter)))
+    monkeypatch.setattr("kit.progress.clock", lambda: float(next(seconds)))
+    monkeypatch.setattr("kit.progress.device_gib", lambda: (next(peaks), 3.0))
+    log = tmp_path / "log.jsonl"
+    steps(TrainingProgress(log, Phases(), 0), range(1, 9))  # killed after step 8; the checkpoint is that of step 6
+    monkeypatch.setattr("kit.progress.device_gib", lambda: (1.0, 1.0))
+    second = TrainingProgress(log, Phases(), 6)
+    assert second.tokens_per_s() == 10.0  # five timed steps of a second each
+    steps(second, range(7, 10))
+    assert [r["step"] for r in read_jsonl(log)] == list(range(1, 10))
+    # 6 and 3 steps of 5 J; the first step of each process is not timed.
+    assert second.totals() == {"steps": 9, "train_wall_s": 7.0, "tokens_total": 90, "tokens_supervised": 36, "tokens_per_s": 10.0,
+                               "supervised_per_s": 4.0, "peak_memory_gib": 3.0}  # fmt: skip
+    assert second.rows[-1]["energy_j"] == 45.0
+    part = TrainingProgress(log, Phases(), 0, earlier_steps=9)  # as the second half of a hybrid
+    steps(part, range(1, 3))
+    assert [r["step"] for r in read_jsonl(log)] == list(range(1, 12))
+    assert part.totals()["tokens_total"] == 110
+
+
+def test_every_process_of_a_training_can_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log.jsonl"
+    steps(TrainingProgress(log, Phases(), 0), range(1, 4))
+    written = log.read_bytes()
+    monkeypatch.setenv("RANK", "1")
+    second = TrainingProgress(log, Phases(), 3)
+    steps(second, range(4, 6))
+    assert second.totals()["tokens_total"] == 50
+    assert log.read_bytes() == written
 
 
 def test_without_a_gpu_the_choices_say_why() -> None:
@@ -123,17 +169,36 @@ def test_without_a_gpu_the_choices_say_why() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 8, 100, 803])
-def test_the_row_order_is_a_permutation_with_the_longest_first(rows: int) -> None:
+def test_the_row_order_is_random_whole_batches_with_the_longest_first(rows: int) -> None:
     lengths = [(i * 7919) % 97 + 1 for i in range(rows)]
     order = Order(lengths, 8, seed=3)
     first = list(order)
-    assert sorted(first) == list(range(rows))
+    assert len(order) == len(first) == len(set(first)) == (rows - rows % 8 or rows)
+    assert set(first) <= set(range(rows))
     assert first == list(Order(lengths, 8, seed=3))
     if rows > 8:
-        assert max(lengths) == max(lengths[i] for i in first[:8])
+        assert max(lengths[i] for i in first) == max(lengths[i] for i in first[:8])
         order.set_epoch(1)
         assert list(order) != first
+        assert (set(order) == set(first)) == (rows % 8 == 0)  # others are left out
         assert list(Order(lengths, 8, seed=4)) != first
+
+
+@pytest.mark.parametrize(("rows", "earlier"), [(8, 1), (5, 3), (100, 5), (100, 12), (803, 150)])
+def test_a_second_part_goes_on_with_the_next_whole_batch(rows: int, earlier: int) -> None:
+    """Also where rows are no multiple of the effective batch: the same batches as in one part."""
+    lengths = [(i * 7919) % 97 + 1 for i in range(rows)]
+
+    def stream(order: Order) -> list[int]:
+        made = []
+        for epoch in range(4):
+            order.set_epoch(epoch)
+            made += list(order)
+        return made
+
+    whole, second = stream(Order(lengths, 8, seed=3)), stream(Order(lengths, 8, seed=3, skip=earlier))
+    after = earlier * min(8, rows)
+    assert second[: len(whole) - after] == whole[after:]
 
 
 def test_rows_at_the_maximum_length_are_not_all_first() -> None:

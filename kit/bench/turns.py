@@ -5,7 +5,6 @@ Unsloth patches transformers, TRL and PEFT for the whole process when it is impo
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import tempfile
@@ -20,6 +19,7 @@ from kit.config import RunConfig
 from kit.errors import UserError
 from kit.prompts import IGNORE, Example
 from kit.resources import clock, device_gib, reset_peaks, resident_gib
+from kit.trainer import steps_per_epoch
 
 Maker = Callable[[RunConfig, list[Example], Path], Any]
 
@@ -35,7 +35,7 @@ class Job:
     @property
     def steps(self) -> int:
         """Optimiser steps an epoch."""
-        return math.ceil(len(self.examples) / (self.config.micro_batch * self.config.accumulation))
+        return steps_per_epoch(len(self.examples), self.config.micro_batch * self.config.accumulation)
 
 
 @dataclass(frozen=True)
