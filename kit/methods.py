@@ -36,10 +36,10 @@ APOLLO = {"rank": 128, "learning_rate": 2.5e-5, "projection_scale": 1.0}
 
 METHODS: dict[str, Method] = {
     "qlora": Method("QLoRA", "LoRA on a base model stored in 4-bit NF4 with double quantisation (Dettmers et al. 2023).", four_bit=True),
-    "lora": Method("LoRA", "Trained low-rank updates beside frozen 16-bit weights (Hu et al. 2021)."),
+    "lora": Method("LoRA", "Trained low-rank updates beside frozen weights (Hu et al. 2021)."),
     "dora": Method("DoRA", "LoRA on the direction of each weight row, with its magnitude trained apart (Liu et al. 2024).", adapter="dora"),
     "qdora": Method("QDoRA", "DoRA on a base model stored in 4-bit NF4.", four_bit=True, adapter="dora"),
-    "highrank": Method("high-rank LoRA", 'LoRA of rank 128 and alpha 32 on attention and MLP, which one study called "modified GaLore".', settings=HIGH_RANK),
+    "highrank": Method("high-rank LoRA", 'LoRA of a high rank on attention and MLP, which one study called "modified GaLore".', settings=HIGH_RANK),
     "galore": Method(
         "GaLore", "All weights of the layers trained, with gradients and Adam's moments in a low-rank subspace (Zhao et al. 2024).",
         adapter="none", projection="galore", settings=GALORE,
@@ -50,7 +50,7 @@ METHODS: dict[str, Method] = {
     ),
     "full": Method("full", "Every weight trained: the reference.", adapter="none", settings={"learning_rate": 2e-5, "train_embeddings": True}),
     "hybrid": Method(
-        "hybrid", "QLoRA for the first half of the steps, then its adapter widened to rank 128 and trained on, without changing the function in between.",
+        "hybrid", "QLoRA for the first half of the steps, then its adapter widened to a higher rank and trained on, without changing the function in between.",
         four_bit=True, settings=HIGH_RANK, parts=("qlora",),
     ),
     "combined": Method(

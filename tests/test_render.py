@@ -275,7 +275,7 @@ def test_browser_shows_the_sample_that_is_chosen_and_all_on_paper_or_without_a_s
     from selenium.webdriver.support.ui import Select
 
     def shown() -> list[str]:
-        return [h.text for h in page.find_element("css selector", ".samples").find_elements("css selector", "h4") if h.is_displayed()]
+        return [h.text for h in page.find_element("css selector", ".samples").find_elements("css selector", "h3") if h.is_displayed()]
 
     assert shown() == ["sample A"]
     Select(page.find_element("css selector", ".samples select")).select_by_index(1)

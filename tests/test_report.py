@@ -86,9 +86,10 @@ def test_the_report_says_what_the_runs_used_and_not_what_its_own_flags_say(tiny:
 
     small = ("--train-per-source", "10", "--test-per-source", "5")
     prepare(tiny(*small))
-    made_run(tiny("--method", "lora", *small, "--limit-test", "3"), ["a lake"] * 3)
+    folder = made_run(tiny("--method", "lora", *small, "--limit-test", "3"), ["a lake"] * 3)
+    write_json(folder / "train.json", read_json(folder / "train.json") | {"rows_left_out": 6})
     text = build(tiny())[2]
-    assert "These runs used only the first 3 test rows." in text
+    assert "These runs used only the first 3 test rows. Training takes whole effective batches: 6 rows that fill none are left out of each epoch" in text
     assert "At 256 tokens a row, train: 30 whole. valid: 120 whole. test: 15 whole." in text
     wanted = "make compare RECIPE=tiny METHODS=\"lora\" ARGS='--train-per-source 10 --test-per-source 5 --limit-test 3'"
     assert wanted in text
@@ -106,8 +107,12 @@ def test_the_same_runs_give_the_same_bytes(tiny: Make) -> None:
 
 
 def test_seeds_get_a_mean_row_over_seeds_and_examples(tiny: Make) -> None:
-    made_run(tiny("--method", "lora"), ["the lake is blue", "a", "b", "c"] * 5)
-    made_run(tiny("--method", "lora", "--seed", "1"), ["the lake is blue", "the lake is blue", "b", "c"] * 5)
+    def forgot(value: float) -> dict[str, Any]:
+        before, after = ({"value": v, "low": v - 1, "high": v + 1} for v in (20.0, value))
+        return {"text": "general", "sha256": "x", "tokens": 100, "perplexity_before": before, "perplexity": after, "kl": after}
+
+    made_run(tiny("--method", "lora"), ["the lake is blue", "a", "b", "c"] * 5, forgetting=forgot(22.0))
+    made_run(tiny("--method", "lora", "--seed", "1"), ["the lake is blue", "the lake is blue", "b", "c"] * 5, forgetting=forgot(26.0))
     made_run(tiny("--method", "dora"), ["a"] * 20)
     results = gather(tiny().run_dir.parent)
     assert [r["label"] for r in results.every] == ["LoRA (2 seeds)", "LoRA (seed 0)", "LoRA (seed 1)", "DoRA"]
@@ -119,6 +124,8 @@ def test_seeds_get_a_mean_row_over_seeds_and_examples(tiny: Make) -> None:
     assert mean["rouge_l"]["high"] - mean["rouge_l"]["low"] > first["rouge_l"]["high"] - first["rouge_l"]["low"]
     assert mean["exact_match"] == {"value": pytest.approx(37.5), "low": None, "high": None}
     assert mean["train_wall_s"] == 65
+    assert (mean["generation"]["unfinished"], mean["generation"]["mean_reply_tokens"]) == (0, 3)
+    assert "On general text that was not tuned on (general), perplexity went from 20.00 to 24.00 with LoRA (2 seeds)." in build(tiny())[2]
     summary = write.summary(write.inputs(tiny()))
     assert [r["seed"] for r in summary["rows"]] == ["mean", 0, 1, 0]
 
@@ -335,7 +342,7 @@ def test_seeds_are_told_apart(tiny: Make) -> None:
 
 
 def test_numbers_read_well() -> None:
-    assert [duration(s) for s in (None, 42.4, 59.7, 125, 4320)] == ["—", "42 s", "1 min 00 s", "2 min 05 s", "1 h 12 min"]
+    assert [duration(s) for s in (None, 0.42, 9.97, 42.4, 59.7, 125, 4320)] == ["—", "0.4 s", "10 s", "42 s", "1 min 00 s", "2 min 05 s", "1 h 12 min"]
     assert (number(None, 2), number(1234.5, 1, " GiB")) == ("—", "1,234.5 GiB")
     assert interval({"value": 1.0, "low": None, "high": None}) == "1.00"
     assert interval(None) == interval({"value": None, "low": None, "high": None}) == "—"

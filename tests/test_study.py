@@ -99,7 +99,7 @@ def test_the_winner_is_recommended_with_what_the_thriftiest_gives_up() -> None:
     found = say(*((("base", m, "---")) for m in ("qlora", "lora", "dora")), ("qlora", "lora", "-??"), ("qlora", "dora", "---"), ("lora", "dora", "?-?"))
     text = headline(rows, found)
     assert "DoRA is better than every other ranked method on ROUGE-L" in text
-    assert "no method is shown to be better than all others on BLEU-4 or perplexity" in text
+    assert "no method is shown to be better than all others on BLEU-4 or perplexity; none is shown to be ahead of DoRA, and each other one is behind" in text
     assert "QLoRA needs the least memory, 2.00 GiB" in text
     assert "training time" not in text  # all need the same
     advice = recommendation(rows, found)
@@ -113,6 +113,8 @@ def test_the_winner_is_recommended_with_what_the_thriftiest_gives_up() -> None:
 def test_costs_decide_only_where_scores_do_not() -> None:
     rows = [row("qlora", peak_memory_gib=2.0), row("lora", train_wall_s=50.0), row("dora")]
     found = say(("qlora", "lora", "???"), ("qlora", "dora", "+=?"), ("lora", "dora", "+??"))
+    assert "none is shown to be ahead of QLoRA and LoRA, and each other one is behind some method" in headline(rows, found)
+    assert "ahead of" not in headline(rows, say(("qlora", "lora", "???"), ("qlora", "dora", "???"), ("lora", "dora", "???")))
     advice = recommendation(rows, found)
     assert advice[0] == (
         "The scores do not decide between QLoRA and LoRA: none is shown to be ahead of another. Choose by what is short: QLoRA needs the least memory "
@@ -198,6 +200,19 @@ def test_where_the_metrics_disagree_the_cheapest_is_not_simply_recommended() -> 
     text = " ".join(recommendation(rows, say(("lora", "full", "--+"), ("lora", "base", "+++"), ("full", "base", "+++"))))
     assert "The metrics disagree, so it depends on which counts: LoRA is better than full on perplexity; full is better than LoRA on BLEU-4 and ROUGE-L" in text
     assert "use it" not in text
+
+
+def test_many_methods_are_summed_up_and_not_listed_pair_by_pair() -> None:
+    methods = ["qlora", "lora", "dora", "qdora", "galore", "full"]
+    rows = [row(m) for m in ["base", *methods]]
+    against_base = [verdict(m, "base", k, "better", 2.0 + i) for i, m in enumerate(methods) for k in SCORES]
+    found = against_base + say(*((a, b, "?+=") for a, b in combinations(methods, 2) if b != "full"), *(("full", m, "+??") for m in methods[:-1]))
+    bleu, rouge, _ = results(rows, found)
+    assert bleu == (
+        "BLEU-4. Better than the base model: QLoRA, LoRA, DoRA, QDoRA, GaLore and full, from +2.0 [1.0, 3.0] (QLoRA) to +7.0 [6.0, 8.0] (full). "
+        "Full is better than every method that it can fairly be compared with."
+    )
+    assert rouge.endswith("No method is shown to be better than all others.")
 
 
 def test_a_hair_is_no_saving() -> None:

@@ -54,8 +54,20 @@ def approach(rows: Sequence[Row], unfair: int, n: int | None) -> list[Block]:
     )  # fmt: skip
     scored = f" Scores are over {n:,} test rows." if n else ""
     how = f"{same} The loss is taken on the assistant's tokens and each turn's terminator, and on nothing else.{scored} {METHOD_NOTE}"
-    known = [f"{METHODS[m].title}: {METHODS[m].about}" for m in dict.fromkeys(r["method"] for r in rows) if m in METHODS]
+    firsts = {r["method"]: r for r in reversed(rows)}
+    known = [f"{METHODS[m].title}: {METHODS[m].about}{_here(firsts[m])}" for m in dict.fromkeys(r["method"] for r in rows) if m in METHODS]
     return [Heading("Approach"), Paragraph(how), *([Bullets(known)] if known else [])]
+
+
+def _here(row: Row) -> str:
+    """The method's own settings as its run had them."""
+    config, method = row["config"], METHODS[row["method"]]
+    if not config or method.parts == ("qlora", "highrank"):
+        return ""
+    adapter, projected = ("rank", "alpha"), ("rank", "update_gap", "projection_scale")
+    own = projected if method.projection else () if method.full else adapter
+    said = [f"{key.replace('_', ' ')} {_value(config[key])}" for key in (*own, "learning_rate") if config.get(key) is not None]
+    return f" Here: {', '.join(said)}." if said else ""
 
 
 def data(manifest: Mapping[str, Any] | None, rows: Sequence[Row]) -> list[Block]:
@@ -66,7 +78,10 @@ def data(manifest: Mapping[str, Any] | None, rows: Sequence[Row]) -> list[Block]
     body = [[Cell(n), Cell(s["origin"] + (f" @ {s['revision'][:12]}" if s["revision"] else "")), Cell(counts(s["dropped"])),
              *(Cell(f"{s[k]:,}", s[k]) for k in keys)] for n, s in manifest["sources"].items()]  # fmt: skip
     limits = [f"the first {n:,} {split} rows" for split in ("train", "test") for n in values(f"limit_{split}", rows)]
-    limited: list[Block] = [Paragraph(f"These runs used only {' and '.join(limits)}.", "note")] if limits else []
+    notes = [f"These runs used only {' and '.join(limits)}."] if limits else []
+    if left := sorted({n for r in rows if (n := r["rows_left_out"])}):
+        notes.append(f"Training takes whole effective batches: {' or '.join(map(str, left))} rows that fill none are left out of each epoch, others each time.")
+    limited: list[Block] = [Paragraph(" ".join(notes), "note")] if notes else []
     found, left = manifest["duplicates"], manifest["leaks"]
     cut = " ".join(f"{split}: {counts(c)}." for split, c in manifest["truncated"].items())
     audit = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,21 @@ from kit.metrics import METRICS
 from kit.report import about, study
 from kit.report.answers import Results
 from kit.report.blocks import Block, Bullets, Cell, Figure, Heading, Paragraph, Sample, Samples, Table
-from kit.report.rows import COLUMNS, MISSING, SCORES, SECONDARY, Row, cell, interval, number, plain, title
-from kit.report.verdicts import Verdict, best, both_ways, by_reason, ledger
+from kit.report.rows import COLUMNS, MISSING, SCORES, SECONDARY, Row, cell, duration, interval, number, plain, title
+from kit.report.verdicts import LEGEND, Verdict, best, both_ways, by_reason, ledger, matrix
+from kit.resampling import RESAMPLES
 from kit.statistics import METHOD_NOTE
+
+Shown = Callable[[float | None], str]
+# What a run cost beside the comparison's columns: where it stands in the row, and how it is shown.
+FURTHER: dict[str, tuple[tuple[str, ...], Shown]] = {
+    "load": (("phases", "load", "wall_s"), duration), "first step": (("phases", "warmup", "wall_s"), duration),
+    "save": (("phases", "save", "wall_s"), duration),
+    "tokens trained on": (("tokens_total",), lambda v: number(v, 0)), "supervised": (("tokens_supervised",), lambda v: number(v, 0)),
+    "optimiser state": (("optimizer_state_mib",), lambda v: number(v, 1, " MiB")),
+    "energy": (("energy", "wh"), lambda v: number(v, 1, " Wh")), "its price": (("energy", "cost"), lambda v: number(v, 3)),
+    "generation": (("generation", "wall_s"), duration), "memory for it": (("generation", "peak_memory_gib"), lambda v: number(v, 2, " GiB")),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,8 +55,8 @@ def document(given: Inputs) -> list[Block]:
         *comparison(shown, given.found), *(Paragraph(note, "note") for note in given.notes), *front,
         Heading("Recommendation"), *(Paragraph(p) for p in study.recommendation(shown, given.found)),
         *about.introduction(shown), *about.approach(shown, len(unfair), n), *about.data(given.manifest, rows), *lengths,
-        Heading("Results"), Bullets(study.results(shown, given.found)), *figures.values(),
-        *verdict_table(given.found), *fairness(unfair), *scores(every), *secondary(every), *audit(rows),
+        Heading("Results"), Bullets(study.results(shown, given.found)), *against_each_other(given.found), *figures.values(),
+        *costs(every), *verdict_table(given.found), *fairness(unfair), *scores(every), *secondary(every), *audit(rows),
         *forgetting(rows), *human(rows, given.rated), *tasks(rows), *hybrids(rows, shown, given.found),
         Heading("Discussion"), *(Paragraph(p) for p in study.discussion(shown, given.found)),
         *samples(given.results), *gates(rows), *about.published(rows), *about.machine(rows), *about.settings(rows),
@@ -64,6 +76,31 @@ def comparison(rows: Sequence[Row], found: Sequence[Verdict]) -> list[Block]:
     return [Heading("Comparison"), Table([c.title for c in COLUMNS.values()], body, caption, wide=True)]
 
 
+def against_each_other(found: Sequence[Verdict]) -> list[Block]:
+    """All verdicts at a glance."""
+    rows, metrics = matrix(found), dict.fromkeys(COLUMNS[v["metric"]].title for v in found)
+    if len(rows) < 3:
+        return []
+    caption = f"The row's method against the column's, on {', '.join(metrics)} in this order. {LEGEND}"
+    body = [[Cell(text) for text in row] for row in rows]
+    return [Table(["", *(row[0] for row in rows)], body, caption, texts=1 + len(rows), wide=True)]
+
+
+def costs(rows: Sequence[Row]) -> list[Block]:
+    """What else training and evaluation took, as far as it was measured; a column that no run has is left out."""
+
+    def found(row: Any, path: Sequence[str]) -> float | None:
+        for key in path:
+            row = (row or {}).get(key)
+        return None if row is None else float(row)
+
+    done = [r for r in rows if r["status"] == "done"]
+    known = {name: column for name, column in FURTHER.items() if any(found(r, column[0]) is not None for r in done)}
+    body = [[Cell(r["label"]), *(Cell(shown(value := found(r, path)), value) for path, shown in known.values())] for r in done]
+    text = "Training time and peak memory stand in the comparison. Energy is that of the GPU over all steps. These are single measurements."
+    return [Heading("Further costs", 3), Paragraph(text), Table(["run", *known], body, wide=True)] if known else []
+
+
 def verdict_table(found: Sequence[Verdict]) -> list[Block]:
     """Each pair of methods on each metric: what can be said about the difference, and how much data would decide what cannot."""
     if not found:
@@ -71,12 +108,14 @@ def verdict_table(found: Sequence[Verdict]) -> list[Block]:
     heads = ["metric", "a", "b", "verdict on a", "a − b", "95% interval", "p (Holm)", "detectable", "rows to decide"]
     body = [[Cell(COLUMNS[v["metric"]].title), Cell(title(v["a"])), Cell(title(v["b"])), Cell(v["verdict"] + (" (confounded)" if v["confounded"] else "")),
              Cell(number(v["delta"], 2), v["delta"]), Cell(f"[{number(v['low'], 2)}, {number(v['high'], 2)}]"), Cell(number(v["p_holm"], 4), v["p_holm"]),
-             Cell(number(v["detectable"], 2), v["detectable"]), Cell(number(v["needed"], 0), v["needed"])] for v in found]  # fmt: skip
+             *((Cell(number(v["detectable"], 2), v["detectable"]), Cell(number(v["needed"], 0), v["needed"])) if v["verdict"] == "cannot tell" else
+               (Cell(MISSING), Cell(MISSING)))] for v in found]  # fmt: skip
     margins = ", ".join(f"{COLUMNS[m].title} {margin:g} {unit}" for m, (margin, unit) in {v["metric"]: (v["margin"], v["unit"]) for v in found}.items())
     text = (
         f"{METHOD_NOTE} Equivalent: the interval lies within the margin ({margins}). "
-        "Perplexity differences are 100 times those of the logarithm. Detectable: the smallest difference found with 80% power. Confounded pairs differ in "
-        "more than the method and must not be ranked."
+        "Perplexity differences are 100 times those of the logarithm. Detectable: the smallest difference found with 80% power. "
+        f"With {RESAMPLES:,} resamples and {len(found):,} comparisons the smallest p possible is {len(found) / (1 + RESAMPLES):.4f}. "
+        "Confounded pairs differ in more than the method and must not be ranked."
     )
     return [Heading("Which differences are real?", 3), Paragraph(text), Table(heads, body, texts=4, wide=True)]
 

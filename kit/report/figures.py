@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from kit.config import BASE
+from kit.methods import METHODS
 from kit.metrics import METRICS
 from kit.report.answers import Results
 from kit.report.blocks import Figure
 from kit.report.rows import Row, curves, plain, title
 
-# Okabe and Ito's palette (2008), grey for the base model.
-COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000", "#882255", "#44AA99")
+# Okabe and Ito's palette (2008), its yellow darker to be seen as a line, grey for the base model; then as many more as there are methods.
+COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B5A400", "#000000", "#882255", "#44AA99")
 MARKERS = "osD^vP*Xhd<"
-DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)))
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", *((0, d) for d in ((5, 1), (1, 1), (3, 1, 1, 1), (8, 2), (8, 2, 1, 2), (3, 3), (8, 1, 1, 1, 1, 1))))
 POINTS = 300  # of a loss curve; more cannot be seen
 SPREAD = (5, 25, 50, 75, 95)
 
@@ -26,7 +28,8 @@ SPREAD = (5, 25, 50, 75, 95)
 def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, folder: Path) -> list[Figure]:
     """Draws every figure that there is something for; returns them with captions that say in words what is to be seen."""
     rows = [r for r in results.shown if all(plain(r, m) is not None for m in ("bleu4", "rouge_l"))]
-    style = {m: i for i, m in enumerate(dict.fromkeys(r["method"] for r in results.rows))}
+    # A method looks the same in every report.
+    style = {m: i for i, m in enumerate(dict.fromkeys([BASE, *METHODS, *(r["method"] for r in results.rows)]))}
     made: list[tuple[Figure, Any]] = []
 
     def add(name: str, caption: str, make: Callable[[], Any]) -> None:
@@ -120,7 +123,9 @@ def _comparison(rows: Sequence[Row], style: Mapping[str, int], groups: Mapping[s
                 ax.annotate(f"{row[metric]['value']:.1f}", (row[metric]["value"], at), (0, 6), textcoords="offset points", ha="center", fontsize=8)
             if row["method"] == BASE:
                 ax.axvline(row[metric]["value"], color="black", linestyle=":", linewidth=1)
-        ax.set_xlabel(METRICS[metric].title + (f", {group}" if group else " (0–100)"))
+        ax.set_xlabel(METRICS[metric].title + ("" if group else " (0–100)"))
+        if group:
+            ax.set_title("\n".join(textwrap.wrap(group, 22)), fontsize=9)
         ax.set_yticks(range(len(labels)), labels)
     axes[0].invert_yaxis()
     axes[0].margins(y=0.08)

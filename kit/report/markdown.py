@@ -46,7 +46,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _sample(sample: Sample) -> list[str]:
-    parts = [f"#### {escape(sample.title)}", "Prompt:", fenced(sample.prompt)]
+    parts = [f"### {escape(sample.title)}", "Prompt:", fenced(sample.prompt)]
     parts += ["Reference:", fenced(sample.reference)] if sample.reference is not None else []
     return parts + [part for run, reply in sample.replies for part in (f"{escape(run)}:", fenced(reply or "(empty)"))]
 

@@ -21,7 +21,8 @@ Row = dict[str, Any]
 SCORES = tuple(m for m, metric in METRICS.items() if not metric.secondary)
 SECONDARY = tuple(m for m in METRICS if m not in SCORES)
 COSTS = ("peak_memory_gib", "train_wall_s", "tokens_per_s", "trainable_params", "adapter_mib")
-TRAINED = (*COSTS, "parts", "tried", "steps", "tokens_total", "tokens_supervised", "valid_perplexity", "optimizer_state_mib", "energy")
+TRAINED = (*COSTS, "parts", "tried", "steps", "tokens_total", "tokens_supervised", "rows_left_out", "valid_perplexity", "optimizer_state_mib", "energy",
+           "phases")  # fmt: skip
 SCORED = ("per_source", "generation", "leaks", "forgetting", "predictions_sha256")
 MISSING = "—"
 MEAN = "mean"
@@ -142,9 +143,11 @@ def interval(score: Row | None, digits: int = 2) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a person says them: 42 s, 7 min 05 s, 1 h 12 min."""
+    """Seconds as a person says them: 0.4 s, 42 s, 7 min 05 s, 1 h 12 min."""
     if seconds is None:
         return MISSING
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -30,7 +30,7 @@ KNOWN = {"provenance": Maybe(PROVENANCE), "precision": Maybe({"name": str, "reas
 EVALUATION = KNOWN | {
     "all": SCORES,
     "per_source": {...: SCORES},
-    "generation": Maybe({"empty": NUMBER, "unfinished": NUMBER, "mean_reply_tokens": NUMBER}),
+    "generation": Maybe({"empty": NUMBER, "unfinished": NUMBER, "mean_reply_tokens": NUMBER, "wall_s": Maybe(NUMBER), "peak_memory_gib": Maybe(NUMBER)}),
     "leaks": Maybe({"flagged": NUMBER, "without": Maybe(SCORES)}),
     "forgetting": Maybe({"text": str, "sha256": str, "tokens": NUMBER, "perplexity": SCORE, "kl": Maybe(SCORE)}),
     "predictions_sha256": Maybe(str),
@@ -38,7 +38,11 @@ EVALUATION = KNOWN | {
 TRAINING = KNOWN | {
     "status": str,
     "reason": Maybe(str),
-    **{k: Maybe(NUMBER) for k in ("train_wall_s", "peak_memory_gib", "tokens_per_s", "trainable_params", "adapter_mib", "tokens_supervised")},
+    **{k: Maybe(NUMBER) for k in ("train_wall_s", "peak_memory_gib", "tokens_per_s", "trainable_params", "adapter_mib", "tokens_supervised", "rows_left_out")},
+    "phases": Maybe({...: {"wall_s": NUMBER}}),
+    "energy": Maybe({"wh": NUMBER, "cost": OPTIONAL}),
+    "optimizer_state_mib": Maybe(NUMBER),
+    "tokens_total": Maybe(NUMBER),
     "parts": Maybe([PART]),
     "tried": Maybe([{"kind": str, "weights": {...: NUMBER}, "valid_perplexity": OPTIONAL}]),
 }

@@ -18,6 +18,8 @@ COST: dict[str, tuple[str, Callable[[float], str]]] = {
 # Where a reader should be told: replies this much longer or shorter than the references, and this share of them unfinished.
 LONG, UNFINISHED = 0.2, 0.05
 CLEARLY = 0.95
+# More methods than this are not listed pair by pair.
+MANY = 4
 
 
 def names(items: Sequence[str]) -> str:
@@ -123,6 +125,9 @@ def _field(rows: Sequence[Row], said: Said, tuned: Sequence[str]) -> str:
     if open_ones := [m for m in SCORES if not winners[m]]:
         where = "any metric" if len(open_ones) == len(SCORES) else " or ".join(COLUMNS[m].title for m in open_ones)
         parts.append(f"no method is shown to be better than all others on {where}")
+    together = [family for family in families(said, tuned) if len(family) > 1]
+    if open_ones and len(together) == 1 and 0 < len(first := front(said, together[0])) < len(together[0]):
+        parts.append(f"none is shown to be ahead of {names([name(m) for m in first])}, and each other one is behind some method")
     fair = len(families(said, tuned)) == 1
     parts += [f"{name(r['method'])} needs the least {COST[key][0]}, {COST[key][1](r[key])}" for key in COST if fair and (r := cheapest(rows, tuned, key))]
     text = f"On this data {'; '.join(parts)}."
@@ -147,7 +152,10 @@ def results(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
         parts = []
         for word in ("better", "worse"):
             if those := [v for m in tuned if (v := said.get((m, BASE, metric))) and v["verdict"] == word and not v["confounded"]]:
-                parts.append(f"{word} than the base model: " + names([f"{name(v['a'])} ({change(v)})" for v in those]))
+                parts.append(f"{word} than the base model: {_listed(those)}")
+        if len(tuned) > MANY:  # the matrix and the table of verdicts tell pair by pair
+            out += [f"{COLUMNS[metric].title}. " + ". ".join(map(sentence, [*parts, _leader(rows, said, metric)])) + "."] if parts else []
+            continue
         wins = [(a, [b for b in tuned if b != a and beats(said, a, b, metric)]) for a in tuned]
         parts += [f"{name(a)} is better than {names([name(b) for b in over])}" for a, over in wins if over]
         fair = [v for (a, b, m), v in said.items() if m == metric and not v["confounded"] and a in tuned and b in tuned and tuned.index(a) < tuned.index(b)]
@@ -159,6 +167,19 @@ def results(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
     return out or ["No two runs can be compared yet."]
 
 
+def _listed(those: Sequence[Verdict]) -> str:
+    """Methods with their differences; of many, the smallest and the largest."""
+    if len(those) <= MANY:
+        return names([f"{name(v['a'])} ({change(v)})" for v in those])
+    least, *_, most = sorted(those, key=lambda v: abs(v["delta"]))
+    return f"{names([name(v['a']) for v in those])}, from {change(least)} ({name(least['a'])}) to {change(most)} ({name(most['a'])})"
+
+
+def _leader(rows: Sequence[Row], said: Said, metric: str) -> str:
+    leader = best(rows, said, metric)
+    return f"{name(leader)} is better than every method that it can fairly be compared with" if leader else "no method is shown to be better than all others"
+
+
 def discussion(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
     """What limits and explains the results; each paragraph only if there is something to say."""
     tuned = contenders(rows)
@@ -167,7 +188,7 @@ def discussion(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
         lengths = names([f"{r['label']} writes {x:.2f} times as much" for r, x in odd])
         out.append(f"Replies and references differ in length, which BLEU-4 weighs: {lengths}.")
     made = [(r, g["unfinished"], r["bleu4"]["n"]) for r in tuned if (g := r["generation"]) and (r["bleu4"] or {}).get("n")]
-    if cut := [f"{r['label']} ({n:,} of {of:,})" for r, n, of in made if n > UNFINISHED * of]:
+    if cut := [f"{r['label']} ({n:,.0f} of {of:,})" for r, n, of in made if n > UNFINISHED * of]:
         out.append(f"Replies that reached the longest allowed length and were cut: {names(cut)}.")
     for text, forgot in forgotten(rows).items():
         before = number(forgot[0][1]["perplexity_before"]["value"], 2)
@@ -244,18 +265,23 @@ def families(said: Said, methods: Sequence[str]) -> list[list[str]]:
     return out
 
 
+def front(said: Said, family: Sequence[str]) -> list[str]:
+    """The methods that no other one is ahead of."""
+    return [a for a in family if not any(ahead(said, b, a) for b in family if b != a)]
+
+
 def _within(rows: Sequence[Row], said: Said, family: Sequence[str], *, alone: bool) -> list[str]:
-    front = [a for a in family if not any(ahead(said, b, a) for b in family if b != a)]
+    first = front(said, family)
     among = "" if alone else f"among {names([name(m) for m in family])}, "
-    if len(front) == 1:
-        text = f"use {name(front[0])}: none is shown to be ahead of it, and each other one is behind some method (worse on a metric, better on none)."
-    elif conflicts := _conflicts(said, front):
-        text = f"the metrics disagree, so it depends on which counts: {'; '.join(conflicts)}. {_by_cost(rows, front, decides=False)}"
-    elif front:
-        text = f"the scores do not decide between {names([name(m) for m in front])}: none is shown to be ahead of another. {_by_cost(rows, front)}"
+    if len(first) == 1:
+        text = f"use {name(first[0])}: none is shown to be ahead of it, and each other one is behind some method (worse on a metric, better on none)."
+    elif conflicts := _conflicts(said, first):
+        text = f"the metrics disagree, so it depends on which counts: {'; '.join(conflicts)}. {_by_cost(rows, first, decides=False)}"
+    elif first:
+        text = f"the scores do not decide between {names([name(m) for m in first])}: none is shown to be ahead of another. {_by_cost(rows, first)}"
     else:
         return [sentence(f"{among}the verdicts contradict each other, and there is no recommendation.")]
-    return [sentence(among + text), *_price(rows, said, family, front), *(sentence(_against_base(said, m)) for m in front)]
+    return [sentence(among + text), *_price(rows, said, family, first), *(sentence(_against_base(said, m)) for m in first)]
 
 
 def _conflicts(said: Said, front: Sequence[str]) -> list[str]:

@@ -17,8 +17,7 @@ from kit.config import BASE, RunConfig
 from kit.console import console, counts, say
 from kit.files import read_json
 from kit.report.rows import COLUMNS, SCORES, Row, cell, duration, interval, number, plain
-from kit.report.rows import title as method_title
-from kit.report.verdicts import Verdict, best, both_ways, by_reason
+from kit.report.verdicts import LEGEND, Verdict, best, both_ways, by_reason, matrix
 
 PERCENTILE_NAMES = ("p5", "p25", "p50", "p75", "p95", "p99", "p100")
 
@@ -186,25 +185,16 @@ def source_table(rows: Sequence[Row]) -> None:
 
 def verdict_table(found: Sequence[Verdict]) -> None:
     """A matrix of what can be said: the row's method against the column's, on each metric."""
-    methods = list(dict.fromkeys(m for v in found for m in (v["a"], v["b"])))
-    signs = {"better": "+", "worse": "−", "equivalent": "=", "cannot tell": "?", "different": "≠"}
-    said, metrics = both_ways(found), list(dict.fromkeys(v["metric"] for v in found))
-
-    def mark(a: str, b: str) -> str:
-        shown = [v for m in metrics if (v := said.get((a, b, m)))]
-        return "".join(signs[v["verdict"]] for v in shown) + ("*" if shown and shown[0]["confounded"] else "") or "·"
-
-    title = "Verdicts, row against column: " + ", ".join(COLUMNS[m].title for m in metrics)
-    names = [method_title(m) for m in methods]
-    rows = [[name, *(mark(a, b) for b in methods)] for a, name in zip(methods, names, strict=True)]
+    rows = matrix(found)
+    names = [row[0] for row in rows]
+    title = "Verdicts, row against column: " + ", ".join(COLUMNS[m].title for m in dict.fromkeys(v["metric"] for v in found))
     named = fits(_table(title, ["", *names], rows))
     if named:
         show(title, ["", *names], rows)
     else:
         numbers = [str(i) for i in range(1, len(names) + 1)]
         show(title, ["", *numbers], [[f"{i} {row[0]}", *row[1:]] for i, row in zip(numbers, rows, strict=True)])
-    legend = "+ better, − worse, = equivalent, ? cannot tell, * differs in more than the method and is not ranked."
-    console.print(legend if named else f"{legend} {NUMBERED}", markup=False)
+    console.print(LEGEND if named else f"{LEGEND} {NUMBERED}", markup=False)
 
 
 def fairness_lines(unfair: Sequence[tuple[str, str, list[str]]]) -> None:

@@ -104,6 +104,22 @@ def by_reason(unfair: Sequence[tuple[str, str, list[str]]]) -> list[str]:
     return [f"{', '.join(pairs)}: {reasons}" for reasons, pairs in grouped.items()]
 
 
+SIGNS = {"better": "+", "worse": "−", "equivalent": "=", "cannot tell": "?", "different": "≠"}
+LEGEND = "+ better, − worse, = equivalent, ? cannot tell, * differs in more than the method and is not ranked."
+
+
+def matrix(found: Sequence[Verdict]) -> list[list[str]]:
+    """[title, a sign for each metric against every method]: what can be said of each method, against the others in the same order."""
+    said, metrics = both_ways(found), list(dict.fromkeys(v["metric"] for v in found))
+    methods = list(dict.fromkeys(m for v in found for m in (v["a"], v["b"])))
+
+    def mark(a: str, b: str) -> str:
+        shown = [v for m in metrics if (v := said.get((a, b, m)))]
+        return "".join(SIGNS[v["verdict"]] for v in shown) + ("*" if shown and shown[0]["confounded"] else "") or "·"
+
+    return [[title(a), *(mark(a, b) for b in methods)] for a in methods]
+
+
 FLIPPED = {"better": "worse", "worse": "better"}
 
 
