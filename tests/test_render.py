@@ -289,6 +289,18 @@ def test_browser_shows_the_sample_that_is_chosen_and_all_on_paper_or_without_a_s
     page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
+def test_browser_prints_heads_that_can_be_repeated(page: Any) -> None:
+    """Chromium repeats a table's head on every page of paper, but no buttons in it."""
+    head = page.find_element("css selector", "thead th")
+    text = head.text
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    printed = page.execute_script("return getComputedStyle(arguments[0], '::before').content", head)
+    assert text
+    assert printed == f'"{text}"'
+    assert not head.find_element("css selector", "button").is_displayed()
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 def test_browser_follows_the_dark_mode_with_legible_text(page: Any) -> None:
     def colours(mode: str) -> list[list[int]]:
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": mode}]})

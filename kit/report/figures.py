@@ -164,7 +164,7 @@ def _loss(rows: Sequence[Row], logs: Mapping[str, Sequence[Row]], style: Mapping
         values = smoothed([r["loss"] for r in log])
         shown = np.unique(np.linspace(0, len(log) - 1, min(POINTS, len(log))).astype(int))
         label = None if row["method"] in named else title(row["method"])
-        axes.plot([log[i]["step"] for i in shown], [values[i] for i in shown], color=COLOURS[k % len(COLOURS)], linestyle=DASHES[k % len(DASHES)],
+        axes.plot([log[i]["step"] for i in shown], [values[i] for i in shown], color=COLOURS[k % len(COLOURS)], linestyle=DASHES[(k - 1) % len(DASHES)],
                   linewidth=1.2, alpha=0.6 if label is None else 1, label=label)  # fmt: skip
         named.add(row["method"])
     axes.set_xlabel("optimiser step")
