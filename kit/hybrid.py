@@ -45,7 +45,7 @@ def sequential(config: RunConfig, folder: Path) -> Record:
         raise UserError(f"hybrid widens QLoRA's adapter: --rank {config.rank} is smaller than QLoRA's {first.rank}")
     half = train(first)
     free_memory()
-    if not (folder / "log.jsonl").exists():
+    if not (folder / "checkpoints").exists():
         write_jsonl(folder / "log.jsonl", read_jsonl(first.run_dir / "log.jsonl"))
     record = run(replace(config, max_steps=steps - steps // 2), folder, skip=steps // 2, start=first.run_dir / "adapter")
     return {**record, "parts": [_part(first, half)], "gates": record["gates"] | failed_gates({"qlora": half})}
@@ -55,7 +55,8 @@ def summed(records: list[Record], price_per_kwh: float | None) -> Record:
     """What several trainings cost together."""
     total = {k: sum(r[k] for r in records) for k in ("steps", "epochs", "train_wall_s", "tokens_total", "tokens_supervised")}
     peaks = [r["peak_memory_gib"] for r in records if r["peak_memory_gib"] is not None]
-    speed = total["tokens_total"] / total["train_wall_s"] if total["train_wall_s"] else None
+    timed = sum(r["tokens_per_s"] * r["train_wall_s"] for r in records if r["tokens_per_s"])
+    speed = timed / total["train_wall_s"] if timed else None
     joules = [r["energy"]["joules"] for r in records if r["energy"]]
     used = energy(sum(joules) if len(joules) == len(records) else None, price_per_kwh)
     return total | {"peak_memory_gib": max(peaks, default=None), "tokens_per_s": speed, "energy": used}

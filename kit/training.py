@@ -203,7 +203,7 @@ def _steps(config: RunConfig, trainer: Any, folder: Path, phases: Phases, skip: 
     except Exception as error:
         if not is_memory_error(error):
             raise
-        phase = "steps" if progress.rows else "warmup"
+        phase = "steps" if "warmup" in phases.record else "warmup"
         error.__traceback__ = None  # its frames hold the batch that did not fit
         free_memory()
         raise OutOfMemory(phase, progress.memory_gib(), largest_that_fits(trainer, config)) from None

@@ -86,8 +86,8 @@ def threaded(jobs: list[Job]) -> Side:
 
 
 def test_sides_take_turns_and_tell_what_a_step_was_made_of(tiny: Make) -> None:
-    work = [Job(well, tiny(), [Example([1], [1], "whole")] * 20)]
-    assert work[0].steps == 3
+    work = [Job(well, tiny(), [Example([1], [1], "whole")] * 26)]
+    assert work[0].steps == 3  # of 8 rows; two are left over
     made = alternate({"a": threaded(work), "b": (twice := threaded(work * 2))}, 3)
     made["b"] += [twice.step() for _ in range(3)]
     assert [(s.tokens, s.supervised, s.padded, s.loss) for s in made["a"]] == [(8, 8, 12, 2.0)] * 3

@@ -15,7 +15,7 @@ from conftest import ROOT, config, places
 from kit.files import read_json, read_jsonl
 from kit.training import train
 
-DATA = ("--train-per-source", "8", "--valid-per-source", "1", "--test-per-source", "2", "--max-length", "96")
+DATA = ("--train-per-source", "4", "--valid-per-source", "1", "--test-per-source", "1", "--max-length", "96", "--micro-batch", "2")
 SHORT = ("--recipe", "tiny", *DATA, "--gradient-checkpointing", "--max-new-tokens", "4", "--forgetting-text", "none")
 
 

@@ -18,7 +18,7 @@ from kit.model import attach, load_base
 from kit.training import train
 
 Make = Callable[..., RunConfig]
-SHORT = ("--limit-train", "100", "--limit-test", "6", "--max-new-tokens", "8", "--valid-per-source", "4", "--forgetting-text", "none")
+SHORT = ("--limit-train", "68", "--limit-test", "6", "--max-new-tokens", "8", "--valid-per-source", "4", "--forgetting-text", "none")
 IDS = [[2, 40, 50, 60, 70, 80]]
 
 

@@ -44,7 +44,7 @@ TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
 FOREIGN = ("conda ", "source ")
 # What every script is given besides, so that it is soon done; of a flag given twice the last counts.
 DATA = ("--train-per-source", "60", "--valid-per-source", "4", "--test-per-source", "20")
-SHORT = (*DATA, "--limit-train", "24", "--limit-test", "4", "--max-new-tokens", "4", "--forgetting-text", "none")
+SHORT = (*DATA, "--limit-train", "16", "--limit-test", "4", "--max-new-tokens", "4", "--forgetting-text", "none")
 BENCH = ("--rounds", "1", "--limit-train", "8", "--limit-test", "4", "--method", "lora", *DATA)
 # Runs that other commands speak of; their own commands are tried like all others.
 FIRST = ("make all METHOD=qlora", "make all METHOD=dora")

@@ -21,7 +21,7 @@ from kit.trainer import Kit, tracker
 from kit.training import last_checkpoint, train
 
 Make = Callable[..., RunConfig]
-SHORT = ("--limit-train", "128", "--limit-test", "6", "--valid-per-source", "8", "--max-new-tokens", "8", "--forgetting-text", "none")
+SHORT = ("--limit-train", "128", "--limit-test", "6", "--valid-per-source", "4", "--max-new-tokens", "8", "--forgetting-text", "none")
 FEW = ("--train-per-source", "60", "--test-per-source", "6")
 # Methods that train.json counts differently or whose cost is their parts'.
 SINGLE = [m for m, method in METHODS.items() if not method.parts]
@@ -72,7 +72,7 @@ def test_only_what_a_method_trains_has_optimiser_state(ready: Make) -> None:
 def test_the_kits_dora_trains_as_pefts_does(ready: Make, tmp_path: Path) -> None:
     logs = []
     for kernel in ("kit", "peft"):
-        config = ready("--method", "qdora", *SHORT, "--max-steps", "8", "--dora-kernel", kernel, "--runs-dir", str(tmp_path / kernel))
+        config = ready("--method", "qdora", *SHORT, "--max-steps", "5", "--dora-kernel", kernel, "--runs-dir", str(tmp_path / kernel))
         train(config)
         logs.append([r["loss"] for r in log(config)])
     assert logs[0] == pytest.approx(logs[1], rel=1e-3)
@@ -83,7 +83,7 @@ def test_accumulation_does_not_change_the_trajectory(ready: Make, tmp_path: Path
     curves = []
     for micro, accumulation in ((8, 1), (1, 8), (2, 4)):
         batch = ("--micro-batch", str(micro), "--accumulation", str(accumulation), "--runs-dir", str(tmp_path / str(micro)))
-        config = ready("--method", "lora", *SHORT, "--max-steps", "6", *batch)
+        config = ready("--method", "lora", *SHORT, "--max-steps", "4", *batch)
         train(config)
         curves.append([r["loss"] for r in log(config)])
     for other in curves[1:]:
