@@ -95,6 +95,8 @@ class RunConfig:
     eval_tokens: Annotated[int, "tokens of prompts and longest replies held at once while generating; the same batches for all compared runs"] = 65_536
     engine: Annotated[str, "what generates: kit, or vllm where it is installed (VLLM_PYTHON: its Python); adapters are merged for it"] = "kit"
     forgetting_text: Annotated[str, "general text to measure forgetting on: builtin, wikitext, a .txt or .jsonl file, or none"] = "builtin"
+    # The fields that were asked for by flags, even where that is the default; no setting itself.
+    asked: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def run_name(self) -> str:
@@ -121,7 +123,7 @@ class RunConfig:
 
     def identity(self) -> dict[str, Any]:
         """The fields that must agree for two results to come from the same run, JSON-ready."""
-        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in PLACES}
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in (*PLACES, "asked")}
         if self.method == BASE:  # The untuned model depends on no training setting.
             values = {k: v for k, v in values.items() if k not in TRAINING_FIELDS}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
@@ -153,7 +155,7 @@ def fields() -> Mapping[str, Field]:
     """RunConfig's fields by name, with plain types unwrapped from their annotations."""
     hints = get_type_hints(RunConfig, include_extras=True)
     out = {}
-    for f in dataclasses.fields(RunConfig):
+    for f in (f for f in dataclasses.fields(RunConfig) if f.name != "asked"):
         annotated, text = get_args(hints[f.name])
         repeat = get_origin(annotated) is tuple
         kinds = [k for k in get_args(annotated) if k not in (type(None), Ellipsis)] or [annotated]
@@ -213,7 +215,7 @@ def resolve(flags: Mapping[str, Any]) -> RunConfig:
     # What is built on other methods' runs takes the rates that were found for those.
     if values.get("tuned") and "learning_rate" not in flags and method != BASE and not METHODS[method].parts:
         values["learning_rate"] = tuned_rate(Path(values.get("runs_dir", RunConfig.runs_dir)) / values["name"], method)
-    config = RunConfig(**values)
+    config = RunConfig(**values, asked=tuple(flags))
     check(config)
     return config
 
@@ -233,10 +235,10 @@ def tuned_rate(experiment: Path, method: str) -> float:
 
 
 def sibling(config: RunConfig, method: str) -> RunConfig:
-    """The same experiment with another method: that method's own settings, and whatever the user changed by flags."""
+    """The same experiment with another method: that method's own settings, and whatever the user asked for by flags."""
     common = {"recipe": config.recipe, "scale_down": config.scale_down, "name": config.name, "tuned": config.tuned, "runs_dir": config.runs_dir}
     standard, other = resolve(common | {"method": config.method}), resolve(common | {"method": method})
-    changed = {f: v for f in fields() if f != "method" and (v := getattr(config, f)) != getattr(standard, f)}
+    changed = {f: v for f in fields() if f != "method" and ((v := getattr(config, f)) != getattr(standard, f) or f in config.asked)}
     return dataclasses.replace(other, **changed)
 
 

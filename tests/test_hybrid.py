@@ -114,3 +114,6 @@ def test_what_is_tuned_is_the_parts(tiny: Make) -> None:
 def test_a_part_has_its_own_settings_and_the_users_flags(tiny: Make) -> None:
     part = sibling(tiny("--method", "combined", "--seed", "3", "--epochs", "2"), "qlora")
     assert (part.method, part.rank, part.alpha, part.seed, part.epochs) == ("qlora", 16, 16, 3, 2)
+    # Also where the flag says what the method has anyway: `make compare ARGS="--alpha 32"` trains QLoRA with it, and so must its part be.
+    whole = tiny("--method", "combined", "--rank", str(tiny("--method", "combined").rank))
+    assert sibling(whole, "qlora").rank == whole.rank > sibling(tiny("--method", "combined"), "qlora").rank
