@@ -26,8 +26,8 @@ STAR = "★ shown to be better than every method that it can fairly be compared 
 NUMBERED = "Columns are numbered as the rows."
 
 
-def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
-    table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
     for i, head in enumerate(heads):
         table.add_column(escape(head), justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
@@ -42,9 +42,11 @@ def fits(table: Table) -> bool:
 def show(title: str, heads: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
     """Prints a table; columns that the console is too narrow for follow in another below, with the first column again. Nothing is cut off."""
     last = len(heads)
-    while last > 2 and not fits(_table(title, heads[:last], [r[:last] for r in rows])):
+    while last > 2 and not fits(_table(heads[:last], [r[:last] for r in rows])):
         last -= 1
-    console.print(_table(title, heads[:last], [r[:last] for r in rows]))
+    if title:  # not the table's own, which would wrap at its width
+        console.print(Text(title, style="bold"))
+    console.print(_table(heads[:last], [r[:last] for r in rows]))
     if last < len(heads):
         show("", [heads[0], *heads[last:]], [[r[0], *r[last:]] for r in rows])
 
@@ -165,7 +167,7 @@ def comparison_table(rows: Sequence[Row], found: Sequence[Verdict], title: str) 
         return Text(f"★ {shown}", style="bold green") if winners.get(key) == row["method"] and row["ranked"] else shown
 
     heads, body = [c.title for c in COLUMNS.values()], [[text(k, r) for k in COLUMNS] for r in rows]
-    if fits(_table(title, heads, body)):
+    if fits(_table(heads, body)):
         show(title, heads, body)
     else:  # scores, then costs
         first = 1 + len(SCORES)
@@ -188,7 +190,7 @@ def verdict_table(found: Sequence[Verdict]) -> None:
     rows = matrix(found)
     names = [row[0] for row in rows]
     title = "Verdicts, row against column: " + ", ".join(COLUMNS[m].title for m in dict.fromkeys(v["metric"] for v in found))
-    named = fits(_table(title, ["", *names], rows))
+    named = fits(_table(["", *names], rows))
     if named:
         show(title, ["", *names], rows)
     else:
