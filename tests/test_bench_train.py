@@ -162,7 +162,7 @@ def test_both_sides_train_on_the_same_tokens_and_learn(tmp_path: Path, monkeypat
     monkeypatch.setattr(train, "kit_trainer", kit_with_unsloth)
     monkeypatch.setattr(train, "plain_trainer", plain_without_unsloth)
     data = ("--train-per-source", "30", "--test-per-source", "4", "--valid-per-source", "0")
-    found = bench("train", tmp_path, "--method", "qlora", *data, "--limit-train", "32")
+    found = bench("train", tmp_path, "--method", "qlora", *data, "--limit-train", "35")
     assert list(found["ratios"]) == ["qlora kit/qlora plain"]
     kit, plain = (found["variants"][f"qlora {side}"] for side in ("kit", "plain"))
     assert kit["tokens_per_s"] * kit["median_s"] == pytest.approx(plain["tokens_per_s"] * plain["median_s"])

@@ -19,6 +19,7 @@ from kit.bench.turns import Job, Step, alternate, sides
 from kit.config import BASE, RunConfig, sibling
 from kit.console import say
 from kit.prompts import Example
+from kit.trainer import steps_per_epoch
 
 ROWS = 192
 NEVER = 10**9
@@ -60,7 +61,8 @@ def rates(steps: Sequence[Step], seconds: float) -> dict[str, float | None]:
 
 def compare(config: RunConfig, rounds: int) -> dict[str, list[list[Step]]]:
     """{"METHOD kit": steps of every round, "METHOD plain": ...}; the first epoch warms up and is left out."""
-    examples = training_examples(config)
+    examples, size = training_examples(config), config.micro_batch * config.accumulation
+    examples = examples[: steps_per_epoch(len(examples), size) * size]  # the kit leaves the rest out, plain TRL does not
     jobs = {f"{config.method} {name}": [Job(make, config, examples)] for name, make in (("kit", kit_trainer), ("plain", plain_trainer))}
     steps = next(iter(jobs.values()))[0].steps
     made: dict[str, list[list[Step]]] = {name: [] for name in jobs}
