@@ -83,7 +83,7 @@ def against_each_other(found: Sequence[Verdict]) -> list[Block]:
         return []
     caption = f"The row's method against the column's, on {', '.join(metrics)} in this order. {LEGEND}"
     body = [[Cell(text) for text in row] for row in rows]
-    return [Table(["", *(row[0] for row in rows)], body, caption, texts=1 + len(rows), wide=True)]
+    return [Table(["method", *(row[0] for row in rows)], body, caption, texts=1 + len(rows), wide=True)]
 
 
 def costs(rows: Sequence[Row]) -> list[Block]:

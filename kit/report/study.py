@@ -154,7 +154,7 @@ def results(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
             if those := [v for m in tuned if (v := said.get((m, BASE, metric))) and v["verdict"] == word and not v["confounded"]]:
                 parts.append(f"{word} than the base model: {_listed(those)}")
         if len(tuned) > MANY:  # the matrix and the table of verdicts tell pair by pair
-            out += [f"{COLUMNS[metric].title}. " + ". ".join(map(sentence, [*parts, _leader(rows, said, metric)])) + "."] if parts else []
+            out += [f"{sentence(COLUMNS[metric].title)}. " + ". ".join(map(sentence, [*parts, _leader(rows, said, metric)])) + "."] if parts else []
             continue
         wins = [(a, [b for b in tuned if b != a and beats(said, a, b, metric)]) for a in tuned]
         parts += [f"{name(a)} is better than {names([name(b) for b in over])}" for a, over in wins if over]
@@ -163,7 +163,7 @@ def results(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
             if pairs := "; ".join(f"{name(v['a'])} and {name(v['b'])}" for v in fair if v["verdict"] == verdict):
                 parts.append(f"{words} {pairs}")
         if parts:
-            out.append(f"{COLUMNS[metric].title}. " + ". ".join(map(sentence, parts)) + ".")
+            out.append(f"{sentence(COLUMNS[metric].title)}. " + ". ".join(map(sentence, parts)) + ".")
     return out or ["No two runs can be compared yet."]
 
 
