@@ -48,7 +48,19 @@ def sequential(config: RunConfig, folder: Path) -> Record:
     if not (folder / "checkpoints").exists():
         write_jsonl(folder / "log.jsonl", read_jsonl(first.run_dir / "log.jsonl"))
     record = run(replace(config, max_steps=steps - steps // 2), folder, skip=steps // 2, start=first.run_dir / "adapter")
-    return {**record, "parts": [_part(first, half)], "gates": record["gates"] | failed_gates({"qlora": half})}
+    return {**record, "phases": phases_of([half, record]), "parts": [_part(first, half)], "gates": record["gates"] | failed_gates({"qlora": half})}
+
+
+def phases_of(records: list[Record]) -> Record:
+    """Phases of several trainings as of one: times and energy added, peaks the largest."""
+    out: Record = {}
+    for name in dict.fromkeys(name for r in records for name in r["phases"]):
+        found = [r["phases"][name] for r in records if name in r["phases"]]
+        for key in found[0]:
+            known = [f[key] for f in found if f[key] is not None]
+            join = all if isinstance(found[0][key], bool) else sum if key in ("wall_s", "energy_j") else max
+            out.setdefault(name, {})[key] = join(known) if known else None
+    return out
 
 
 def summed(records: list[Record], price_per_kwh: float | None) -> Record:
@@ -143,7 +155,7 @@ def combine(config: RunConfig, folder: Path) -> Record:
     model.set_adapter("best")
     gates.write_probe(model, examples, tokenizer.pad_token_id, folder)
     return {
-        "schema": runs.SCHEMA, "status": "done", "phases": phases.record, **summed(done, config.price_per_kwh),
+        "schema": runs.SCHEMA, "status": "done", "phases": phases_of([*done, {"phases": phases.record}]), **summed(done, config.price_per_kwh),
         "trainable_params": size, "total_params": done[-1]["total_params"], "adapter_mib": size * 4 / 2**20, "final_loss": None,
         "valid_perplexity": best["valid_perplexity"], "tried": tried, "parts": [_part(parts[m], records[m]) for m in parts],
         "precision": chosen._asdict(), "gates": failed_gates(records), "provenance": runs.provenance(config, dataset.manifest_hash(config)),

@@ -32,7 +32,8 @@ z = NormalDist().inv_cdf
 METHOD_NOTE = (
     "Intervals are 95% studentised bootstrap intervals over the test rows of each source; several seeds count too, by Student's t. "
     "p is the larger of two: the level at which the interval would reach 0, and paired approximate randomisation, which exchanges each row's results between "
-    "the methods at random. Better and worse are decided by p with Holm's correction, equivalence by the interval."
+    "the methods at random. Better and worse are decided by p with Holm's correction, equivalence by the interval. "
+    "Intervals are those of one comparison each and are not corrected for their number."
 )
 
 

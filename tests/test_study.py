@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kit.report.rows import COLUMNS, SCORES, Row, blank, title
-from kit.report.study import BUILT_IN, discussion, families, headline, recommendation, results
+from kit.report.study import BUILT_IN, discussion, families, headline, pair, recommendation, results
 from kit.report.verdicts import both_ways
 
 Verdict = dict[str, Any]
@@ -99,7 +99,9 @@ def test_the_winner_is_recommended_with_what_the_thriftiest_gives_up() -> None:
     found = say(*((("base", m, "---")) for m in ("qlora", "lora", "dora")), ("qlora", "lora", "-??"), ("qlora", "dora", "---"), ("lora", "dora", "?-?"))
     text = headline(rows, found)
     assert "DoRA is better than every other ranked method on ROUGE-L" in text
-    assert "no method is shown to be better than all others on BLEU-4 or perplexity; none is shown to be ahead of DoRA, and each other one is behind" in text
+    assert (
+        "no method is shown to be better than all others on BLEU-4 or perplexity; no method is shown to be ahead of DoRA, and each other one is behind" in text
+    )
     assert "QLoRA needs the least memory, 2.00 GiB" in text
     assert "training time" not in text  # all need the same
     advice = recommendation(rows, found)
@@ -113,16 +115,70 @@ def test_the_winner_is_recommended_with_what_the_thriftiest_gives_up() -> None:
 def test_costs_decide_only_where_scores_do_not() -> None:
     rows = [row("qlora", peak_memory_gib=2.0), row("lora", train_wall_s=50.0), row("dora")]
     found = say(("qlora", "lora", "???"), ("qlora", "dora", "+=?"), ("lora", "dora", "+??"))
-    assert "none is shown to be ahead of QLoRA and LoRA, and each other one is behind some method" in headline(rows, found)
+    assert "no method is shown to be ahead of QLoRA and LoRA, and each other one is behind some method" in headline(rows, found)
     assert "ahead of" not in headline(rows, say(("qlora", "lora", "???"), ("qlora", "dora", "???"), ("lora", "dora", "???")))
     advice = recommendation(rows, found)
     assert advice[0] == (
-        "The scores do not decide between QLoRA and LoRA: none is shown to be ahead of another. Choose by what is short: QLoRA needs the least memory "
-        "(2.00 GiB) and LoRA needs the least training time (50 s)."
+        "The scores do not decide between QLoRA and LoRA: none is shown to be ahead of another, which does not make them equal. "
+        "Choose by what is short: QLoRA needs the least memory (2.00 GiB) and LoRA needs the least training time (50 s)."
     )
     assert advice[1] == "Whether QLoRA is better than not tuning at all is not known: the base model was not compared with it."
-    alike = recommendation([row("qlora"), row("lora")], say(("qlora", "lora", "==?")))
-    assert "What they need does not decide either." in alike[0]
+    open_ones = recommendation([row("qlora"), row("lora")], say(("qlora", "lora", "==?")))
+    assert "What they need does not decide either." in open_ones[0]
+    cheap = [row("qlora", peak_memory_gib=2.0), row("lora")]
+    assert recommendation(cheap, say(("qlora", "lora", "===")))[0] == (
+        "No difference that matters between QLoRA and LoRA on any metric. Of these QLoRA needs the least memory (2.00 GiB): use it."
+    )
+    # What is not shown to differ is not shown to be equal: the cheaper one is not simply recommended.
+    assert recommendation(cheap, say(("qlora", "lora", "??=")))[0].endswith("needs the least memory (2.00 GiB), if that is what counts.")
+
+
+def test_what_the_base_model_is_ahead_of_is_not_recommended() -> None:
+    rows = [row("base"), row("qlora", peak_memory_gib=2.0), row("lora")]
+    found = say(("base", "qlora", "??+"), ("base", "lora", "???"), ("qlora", "lora", "???"))
+    assert recommendation(rows, found)[0] == (
+        "LoRA is not behind any other method, but no gain over the base model is shown: nothing here says that tuning is worth it."
+    )
+    same = recommendation(rows, say(("base", "qlora", "==="), ("base", "lora", "==="), ("qlora", "lora", "===")))
+    assert same[0].endswith("QLoRA needs the least memory (2.00 GiB), if that is what counts.")
+    assert same[1] == "QLoRA does not differ by what matters from the base model on any metric."
+    all_behind = say(
+        ("base", "qlora", "+++"), ("base", "lora", "+++"), ("base", "dora", "+++"), *((a, b, "?+?") for a, b in combinations(("qlora", "lora", "dora"), 2))
+    )
+    text = headline([*rows, row("dora")], all_behind)
+    assert "the base model is better than every ranked method" in text
+    assert "ahead of QLoRA" not in text
+
+
+def test_every_metric_is_spoken_of_whatever_its_verdicts() -> None:
+    rows, many = [row("base"), row("lora")], ["qlora", "lora", "dora", "qdora", "galore"]
+    assert results(rows, say(("lora", "base", "=?+"))) == [
+        "BLEU-4. No difference that matters from the base model: LoRA.", "ROUGE-L. Cannot be told from the base model: LoRA.",
+        "Perplexity. Better than the base model: LoRA (+2.0 [1.0, 3.0]).",
+    ]  # fmt: skip
+    without_base = results([row(m) for m in many], say(*((a, b, "+?=") for a, b in combinations(many, 2))))
+    assert without_base[0] == "BLEU-4. QLoRA is better than every method that it can fairly be compared with."
+    assert without_base[1] == "ROUGE-L. No method is shown to be better than all others."
+
+
+def test_perplexity_differs_in_percent() -> None:
+    measured = {"delta": -69.3, "low": -105.4, "high": -18.2, "unit": "log %"}
+    found = [verdict("lora", "base", "perplexity", "better") | measured]
+    assert results([row("base"), row("lora")], found) == ["Perplexity. Better than the base model: LoRA (−50.0% [−65.1%, −16.6%])."]
+
+
+def test_a_difference_that_no_score_can_have_is_not_named() -> None:
+    rows, found = [row("qlora", seed="mean"), row("lora", seed="mean")], say(("qlora", "lora", "???"))
+    found[0]["detectable"] = 231.0
+    (text,) = discussion(rows, found)
+    assert "231" not in text
+    assert "In 1 of the 3 open comparisons no difference at all could be found: more seeds or rows are needed." in text
+
+
+def test_unfair_pairs_name_their_numbers_in_the_order_of_the_methods() -> None:
+    found = say(("qlora", "combined", "???"), confounded=("10 and 20 supervised tokens",))
+    text = pair([row("qlora"), row("combined")], both_ways(found), "combined", "qlora")
+    assert text.startswith("QLoRA and combined differ in more than the method (10 and 20 supervised tokens)")
 
 
 def test_methods_that_cannot_be_compared_are_recommended_apart() -> None:
@@ -132,6 +188,9 @@ def test_methods_that_cannot_be_compared_are_recommended_apart() -> None:
     advice = recommendation(rows, found)
     assert advice[0].startswith("Among QLoRA and LoRA, use QLoRA: none")
     assert "Not ranked against any other method (see Fairness): DoRA." in advice
+    partly = say(("qlora", "lora", "+??"), ("lora", "dora", "--?")) + say(("qlora", "dora", "???"), confounded=("rank 16 and 32",))
+    assert recommendation(rows, partly)[-1] == "DoRA can fairly be compared with LoRA alone: see Results."
+    assert "is behind some method" not in headline(rows, partly)
     assert "2 of 3 pairs differ in more than the method" in headline(rows, found)
 
 
@@ -147,9 +206,9 @@ def test_the_discussion_says_what_limits_the_results() -> None:
     odd = {"length_ratio": {"value": 1.5, "low": 1.4, "high": 1.6}, "generation": {"empty": 0, "unfinished": 30, "mean_reply_tokens": 9.0}}
     rows = [row("base", forgetting=forgot), row("lora", forgetting=forgot, **odd), row("dora"), row("full", status="oom", ranked=False)]
     text = " ".join(discussion(rows, say(("lora", "dora", "??+"))))
-    for part in ("with these 100 test rows a difference has to be about 3.0 points on BLEU-4 and 3.0 points on ROUGE-L", "look, 400 rows would decide 2",
+    for part in ("with these 100 test rows a difference has to be 3.0 points on BLEU-4 and 3.0 points on ROUGE-L", "look, 400 rows would decide 2 of the 2",
                  "ran with one seed only",
-                 "LoRA writes 1.50 times as much", "LoRA (30 of 100)",
+                 "LoRA writes 1.50 times as much as the references", "LoRA, 30 of 100",
                  "(general), perplexity went from 20.00 to 25.00 with LoRA", "for the reasons in the notes: full"):  # fmt: skip
         assert part in text, part
     assert discussion([row("lora", seed="mean"), row("dora", seed="mean")], say(("lora", "dora", "+++"))) == []

@@ -87,7 +87,16 @@ def test_a_run_on_a_few_rows_takes_none_from_the_others(tiny: Make) -> None:
     finished(tiny("--method", "dora"), replies(0.2, 3, n=10))
     found, notes = verdicts(gather(tiny().run_dir.parent))
     assert {(v["a"], v["b"], v["n"]) for v in found} == {("qlora", "lora", 80)}
-    assert notes == ["DoRA is left out of the verdicts: it answered 10 of 80 test rows"]
+    assert notes == ["DoRA is left out of the verdicts: it answered 10 test rows and most others 80"]
+
+
+def test_a_run_on_more_rows_throws_out_none(tiny: Make) -> None:
+    finished(tiny("--method", "qlora"), replies(0.9, 1, n=40))
+    finished(tiny("--method", "lora"), replies(0.2, 2, n=40))
+    finished(tiny("--method", "dora"), replies(0.2, 3))
+    found, notes = verdicts(gather(tiny().run_dir.parent))
+    assert {(v["a"], v["b"], v["n"]) for v in found} == {("qlora", "lora", 40), ("qlora", "dora", 40), ("lora", "dora", 40)}
+    assert notes == []
 
 
 def test_seeds_with_counts_of_their_own_are_fair(tiny: Make) -> None:

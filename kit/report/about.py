@@ -16,14 +16,14 @@ from kit.methods import METHODS
 from kit.report.blocks import Block, Bullets, Cell, Code, Heading, Paragraph, Table
 from kit.report.rows import COLUMNS, MISSING, SCORES, Row, duration, number, title
 from kit.report.shapes import Maybe, check
-from kit.report.study import BUILT_IN, built_in, names
+from kit.report.study import BUILT_IN, built_in, names, sentence
 from kit.statistics import METHOD_NOTE
 
 LIMITS = (
     "One model and one draw of data: another model, size or kind of data may rank the methods differently.",
     "BLEU-4, ROUGE-L and perplexity measure likeness to one reference reply, not whether a reply is true, safe or helpful.",
     "Replies are generated greedily, up to a maximum length.",
-    "Memory and time are single measurements on one machine; they have no intervals and no verdicts.",
+    "Memory and time are measured once a run, on one machine; they have no intervals and no verdicts.",
 )
 
 
@@ -52,7 +52,7 @@ def approach(rows: Sequence[Row], unfair: int, n: int | None) -> list[Block]:
         "The compared runs share rows, settings, hardware and library versions but for what makes a method." if not unfair
         else f"Of the pairs of methods, {unfair} differ in more than the method; they are listed under Fairness and not ranked."
     )  # fmt: skip
-    scored = f" Scores are over {n:,} test rows." if n else ""
+    scored = f" Verdicts are over {n:,} test rows." if n else ""
     how = f"{same} The loss is taken on the assistant's tokens and each turn's terminator, and on nothing else.{scored} {METHOD_NOTE}"
     firsts = {r["method"]: r for r in reversed(rows)}
     known = [f"{METHODS[m].title}: {METHODS[m].about}{_here(firsts[m])}" for m in dict.fromkeys(r["method"] for r in rows) if m in METHODS]
@@ -80,7 +80,7 @@ def data(manifest: Mapping[str, Any] | None, rows: Sequence[Row]) -> list[Block]
     limits = [f"the first {n:,} {split} rows" for split in ("train", "test") for n in values(f"limit_{split}", rows)]
     notes = [f"These runs used only {' and '.join(limits)}."] if limits else []
     if left := sorted({n for r in rows if (n := r["rows_left_out"])}):
-        notes.append(f"Training takes whole effective batches: {' or '.join(map(str, left))} rows that fill none are left out of each epoch, others each time.")
+        notes.append(f"Training takes whole effective batches: of the training rows {' or '.join(map(str, left))} fill none and are left out of an epoch.")
     limited: list[Block] = [Paragraph(" ".join(notes), "note")] if notes else []
     found, left = manifest["duplicates"], manifest["leaks"]
     cut = " ".join(f"{split}: {counts(c)}." for split, c in manifest["truncated"].items())
@@ -191,7 +191,7 @@ def _command(config: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def limits(rows: Sequence[Row]) -> list[Block]:
-    untuned = [] if values("tuned", rows) == [True] else ["Learning rates are the recipe's; a method may do better with one tuned for it (make sweep)."]
+    untuned = [] if values("tuned", rows) == [True] else ["Not every learning rate was tuned; a method may do better with one that is (make sweep)."]
     signatures = next(([f"{COLUMNS[m].title}: {r[m]['signature']}" for m in SCORES if r[m] and "signature" in r[m]] for r in rows if r["bleu4"]), [])
     how: list[Block] = [Heading("How the scores are computed", 3), Bullets(signatures)] if signatures else []
     return [Heading("Limits"), Bullets([*LIMITS, *untuned]), *how]
@@ -201,7 +201,11 @@ def parts(row: Row) -> str:
     """What a hybrid run is built on."""
     built = [f"{title(p['method'])} (rank {p['rank']}, {p['steps']} steps, {duration(p['train_wall_s'])}, validation perplexity "
              f"{number(p['valid_perplexity'], 3)})" for p in row["parts"]]  # fmt: skip
-    return f"{row['label']} is built on {names(built)}; its time and tokens include theirs."
+    alone = [t for t in row["tried"] or [] if t["kind"] != "alone" and t["valid_perplexity"] is not None]
+    best = min(alone, key=lambda t: t["valid_perplexity"], default=None)
+    weights = f"{best['kind']}, {names([f'{w:g} {title(m)}' for m, w in best['weights'].items()])}" if best else ""
+    chosen = f" Chosen of the combinations on validation rows: {weights}. The parts alone, on the 16-bit base model, stand beside." if best else ""
+    return sentence(f"{row['label']} is built on {names(built)}; its time, tokens and other costs include theirs.{chosen}")
 
 
 def read_optional(path: Path, shape: Any) -> tuple[dict[str, Any] | None, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -185,7 +186,9 @@ def _forgotten(rows: Sequence[Row]) -> Row | None:
     found = [r["forgetting"] for r in rows if r["forgetting"]]
     if len(found) < len(rows) or len({f["sha256"] for f in found}) > 1:
         return None
-    means = {k: {"value": _average([plain(f, k) for f in found]), "low": None, "high": None} for k in ("perplexity", "kl")}
+    logs = _average([None if (p := plain(f, "perplexity")) is None else math.log(p) for f in found])
+    mean = {"perplexity": None if logs is None else math.exp(logs), "kl": _average([plain(f, "kl") for f in found])}
+    means = {k: {"value": v, "low": None, "high": None} for k, v in mean.items()}
     return {k: found[0].get(k) for k in ("text", "sha256", "tokens", "perplexity_before")} | means
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from kit.rating import printable
 
-BEST = "★ The verdicts support calling this the best of its column."
+BEST = "★ shown to be better than every method that it can fairly be compared with"
 
 
 @dataclass(frozen=True)

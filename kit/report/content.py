@@ -15,16 +15,16 @@ from kit.report.blocks import Block, Bullets, Cell, Figure, Heading, Paragraph, 
 from kit.report.rows import COLUMNS, MISSING, SCORES, SECONDARY, Row, cell, duration, interval, number, plain, title
 from kit.report.verdicts import LEGEND, Verdict, best, both_ways, by_reason, ledger, matrix
 from kit.resampling import RESAMPLES
-from kit.statistics import METHOD_NOTE
 
 Shown = Callable[[float | None], str]
 # What a run cost beside the comparison's columns: where it stands in the row, and how it is shown.
 FURTHER: dict[str, tuple[tuple[str, ...], Shown]] = {
     "load": (("phases", "load", "wall_s"), duration), "first step": (("phases", "warmup", "wall_s"), duration),
-    "save": (("phases", "save", "wall_s"), duration),
-    "tokens trained on": (("tokens_total",), lambda v: number(v, 0)), "supervised": (("tokens_supervised",), lambda v: number(v, 0)),
+    "save": (("phases", "save", "wall_s"), duration), "search": (("phases", "search", "wall_s"), duration),
+    "tokens trained on": (("tokens_total",), lambda v: number(v, 0)), "supervised tokens": (("tokens_supervised",), lambda v: number(v, 0)),
     "optimiser state": (("optimizer_state_mib",), lambda v: number(v, 1, " MiB")),
-    "energy": (("energy", "wh"), lambda v: number(v, 1, " Wh")), "its price": (("energy", "cost"), lambda v: number(v, 3)),
+    "energy": (("energy", "wh"), lambda v: MISSING if v is None else f"{v:,.3g} Wh"),
+    "its price": (("energy", "cost"), lambda v: MISSING if v is None else f"{v:.2g}"),
     "generation": (("generation", "wall_s"), duration), "memory for it": (("generation", "peak_memory_gib"), lambda v: number(v, 2, " GiB")),
 }  # fmt: skip
 
@@ -56,7 +56,7 @@ def document(given: Inputs) -> list[Block]:
         Heading("Recommendation"), *(Paragraph(p) for p in study.recommendation(shown, given.found)),
         *about.introduction(shown), *about.approach(shown, len(unfair), n), *about.data(given.manifest, rows), *lengths,
         Heading("Results"), Bullets(study.results(shown, given.found)), *against_each_other(given.found), *figures.values(),
-        *costs(every), *verdict_table(given.found), *fairness(unfair), *scores(every), *secondary(every), *audit(rows),
+        *costs(rows), *verdict_table(given.found), *fairness(unfair), *scores(every), *secondary(every), *audit(rows),
         *forgetting(rows), *human(rows, given.rated), *tasks(rows), *hybrids(rows, shown, given.found),
         Heading("Discussion"), *(Paragraph(p) for p in study.discussion(shown, given.found)),
         *samples(given.results), *gates(rows), *about.published(rows), *about.machine(rows), *about.settings(rows),
@@ -71,7 +71,9 @@ def comparison(rows: Sequence[Row], found: Sequence[Verdict]) -> list[Block]:
     body = [[Cell(cell(k, r, base), plain(r, k) if k != "label" else None, k in SCORES and winners[k] == r["method"] and r["ranked"]) for k in COLUMNS]
             for r in rows]  # fmt: skip
     caption = (
-        "Scores read base → tuned, from 0 to 100 (perplexity: 1 is perfect). Time is that of the optimiser steps alone. A row over several seeds is their mean."
+        "Scores read base → tuned, from 0 to 100 (perplexity: 1 is perfect). Time is that of the optimiser steps but the first; peak memory is what the GPU "
+        "reserved while training, on a CPU what the process held; adapter is what was saved, the whole model where that was trained. A row over seeds is "
+        "their mean (of perplexities the geometric one)."
     )
     return [Heading("Comparison"), Table([c.title for c in COLUMNS.values()], body, caption, wide=True)]
 
@@ -97,7 +99,10 @@ def costs(rows: Sequence[Row]) -> list[Block]:
     done = [r for r in rows if r["status"] == "done"]
     known = {name: column for name, column in FURTHER.items() if any(found(r, column[0]) is not None for r in done)}
     body = [[Cell(r["label"]), *(Cell(shown(value := found(r, path)), value) for path, shown in known.values())] for r in done]
-    text = "Training time and peak memory stand in the comparison. Energy is that of the GPU over all steps. These are single measurements."
+    prices = sorted({p for r in done if (p := (r["energy"] or {}).get("price_per_kwh")) is not None})
+    text = "Training time and peak memory stand in the comparison. Each was measured once; a hybrid's include its parts'."
+    text += " Energy is that of the GPU over all steps." if "energy" in known else ""
+    text += f" Price: at {' or '.join(f'{p:g}' for p in prices)} a kilowatt-hour." if prices else ""
     return [Heading("Further costs", 3), Paragraph(text), Table(["run", *known], body, wide=True)] if known else []
 
 
@@ -112,10 +117,10 @@ def verdict_table(found: Sequence[Verdict]) -> list[Block]:
                (Cell(MISSING), Cell(MISSING)))] for v in found]  # fmt: skip
     margins = ", ".join(f"{COLUMNS[m].title} {margin:g} {unit}" for m, (margin, unit) in {v["metric"]: (v["margin"], v["unit"]) for v in found}.items())
     text = (
-        f"{METHOD_NOTE} Equivalent: the interval lies within the margin ({margins}). "
+        f"How verdicts are reached stands under Approach. Equivalent: the interval lies within the margin ({margins}). "
         "Perplexity differences are 100 times those of the logarithm. Detectable: the smallest difference found with 80% power. "
         f"With {RESAMPLES:,} resamples and {len(found):,} comparisons the smallest p possible is {len(found) / (1 + RESAMPLES):.4f}. "
-        "Confounded pairs differ in more than the method and must not be ranked."
+        "Confounded pairs differ in more than the method, or failed a check, and must not be ranked."
     )
     return [Heading("Which differences are real?", 3), Paragraph(text), Table(heads, body, texts=4, wide=True)]
 
@@ -125,7 +130,7 @@ def fairness(unfair: Sequence[tuple[str, str, list[str]]]) -> list[Block]:
     grouped = by_reason(unfair)
     if not grouped:
         return []
-    text = "These pairs differ in more than the method; their differences are shown but not ranked."
+    text = "These pairs differ in more than the method, or one of the runs failed a check; they are not ranked."
     return [Heading("Fairness", 3), Paragraph(text), Bullets(grouped)]
 
 

@@ -41,7 +41,7 @@ def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, f
     for key, name, what in (("peak_memory_gib", "memory", "peak memory while training (GiB)"), ("train_wall_s", "time", "training time (s)")):
         if costed := [r for r in rows if r[key] is not None]:
             add(f"{name}_vs_performance", f"ROUGE-L with 95% intervals against {what.removesuffix(' (GiB)').removesuffix(' (s)')}: upper left is best. The "
-                "dashed line is the Pareto front: points that no other one beats in both by value, which is no verdict. Dotted: the base model.",
+                "dashed line is the Pareto front: points that no other one equals or beats in both, by value, which is no verdict. Dotted: the base model.",
                 lambda key=key, what=what, costed=costed: _tradeoff(costed, rows, style, key, what))  # type: ignore[misc]  # fmt: skip
     if logs := curves(results.rows):
         add("training_loss", "Training loss by optimiser step, as a running mean over a twentieth of the steps.", lambda: _loss(results.rows, logs, style))
@@ -50,7 +50,7 @@ def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, f
         by_source = {s: [r | r["per_source"][s] for r in rows if s in (r["per_source"] or {})] for s in names}
         add("per_source", "BLEU-4 and ROUGE-L on the test rows of each source, with 95% intervals.", lambda: _comparison(rows, style, by_source))
     if lengths := _lengths(results):
-        add("length", "Tokens a reply (13a): median, middle 50% and 90% of the references and of every run's replies. BLEU-4 rewards matching length.",
+        add("length", "Tokens a reply (13a): median, middle 50% and 90% of references and of each method's first run. BLEU-4 rewards matching length.",
             lambda: _boxes(lengths, "tokens a reply: median, middle 50% and 90%"))  # fmt: skip
     if rated and rated["criteria"]:
         add("human_vs_metric", "Mean human score against ROUGE-L, both with 95% intervals.", lambda: _human(results.rows, rated, style))

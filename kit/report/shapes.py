@@ -40,7 +40,7 @@ TRAINING = KNOWN | {
     "reason": Maybe(str),
     **{k: Maybe(NUMBER) for k in ("train_wall_s", "peak_memory_gib", "tokens_per_s", "trainable_params", "adapter_mib", "tokens_supervised", "rows_left_out")},
     "phases": Maybe({...: {"wall_s": NUMBER}}),
-    "energy": Maybe({"wh": NUMBER, "cost": OPTIONAL}),
+    "energy": Maybe({"wh": NUMBER, "cost": OPTIONAL, "price_per_kwh": OPTIONAL}),
     "optimizer_state_mib": Maybe(NUMBER),
     "tokens_total": Maybe(NUMBER),
     "parts": Maybe([PART]),

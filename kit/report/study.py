@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from statistics import median
 from typing import Any
 
 from kit.config import BASE
+from kit.methods import METHODS
 from kit.metrics import METRICS
 from kit.report.rows import COLUMNS, SCORES, Row, duration, number, plain, title
 from kit.report.verdicts import Said, Verdict, beats, best, both_ways
@@ -47,9 +48,11 @@ def contenders(rows: Sequence[Row]) -> list[Row]:
 
 
 def change(v: Verdict) -> str:
-    """A difference with its interval, signs written out."""
-    unit = f" {v['unit']}" if v.get("unit") not in (None, "", "points") else ""
-    return f"{v['delta']:+.1f} [{v['low']:.1f}, {v['high']:.1f}]{unit}".replace("-", "−")
+    """A difference with its interval, signs written out; one of logarithms in percent of the score itself."""
+    if v.get("unit") == "log %":
+        found = [100 * math.expm1(min(v[k], 1000.0) / 100) for k in ("delta", "low", "high")]
+        return "{:+,.1f}% [{:,.1f}%, {:,.1f}%]".format(*found).replace("-", "−")
+    return f"{v['delta']:+.1f} [{v['low']:.1f}, {v['high']:.1f}]".replace("-", "−")
 
 
 def on(v: Verdict) -> str:
@@ -74,7 +77,7 @@ def headline(rows: Sequence[Row], found: Sequence[Verdict]) -> str:
         text = _field(rows, said, tuned)
     if tuned and len(tuned) > 1 and all(ahead(said, BASE, m) for m in tuned):
         text += " None is worth using here: the base model is ahead of each."
-    return f"{text} {BUILT_IN}" if built_in(rows) else text
+    return sentence(f"{text} {BUILT_IN}" if built_in(rows) else text)
 
 
 def built_in(rows: Sequence[Row]) -> bool:
@@ -86,7 +89,8 @@ def pair(rows: Sequence[Row], said: Said, a: str, b: str) -> str:
     found = [said[a, b, m] for m in SCORES if (a, b, m) in said]
     if not found:
         return f"{name(a)} and {name(b)} cannot be compared yet (see the notes)."
-    if reasons := found[0]["confounded"]:
+    if reasons := found[0]["confounded"]:  # their numbers are in the order of the methods
+        a, b = sorted((a, b), key=[BASE, *METHODS].index) if {a, b} <= {BASE, *METHODS} else (a, b)
         return f"{sentence(name(a))} and {name(b)} differ in more than the method ({'; '.join(reasons)}), so neither is ranked above the other."
     if sum(v["verdict"] == "worse" for v in found) > sum(v["verdict"] == "better" for v in found) and b != BASE:
         return pair(rows, said, b, a)
@@ -109,8 +113,8 @@ def relative_costs(rows: Sequence[Row], a: str, b: str) -> list[str]:
     for key, (what, _) in COST.items():
         x, y = by_method[a][key], by_method[b][key]
         if x is not None and y:
-            share = round(100 * (x / y - 1))
-            out.append(f"{abs(share)}% {'less' if share < 0 else 'more'} {what}" if share else f"as much {what}")
+            share, clear = round(100 * (x / y - 1)), not CLEARLY <= x / y <= 1 / CLEARLY
+            out.append(f"{abs(share)}% {'less' if share < 0 else 'more'} {what}" if clear else f"about as much {what}")
     return out
 
 
@@ -119,19 +123,28 @@ def _field(rows: Sequence[Row], said: Said, tuned: Sequence[str]) -> str:
     winners = {m: best(rows, said, m) for m in SCORES}
     pairs = [v for (a, b, m), v in said.items() if m == SCORES[0] and a < b]
     unfair = sum(bool(v["confounded"]) for v in pairs)
-    others = "every method that it can fairly be compared with" if unfair else "every other ranked method"
-    parts = [f"{name(w)} is better than {others} on {called([m for m in SCORES if winners[m] == w])}"
+    some = unfair or any((m, other, SCORES[0]) not in said for m in tuned for other in tuned if other != m)
+    others = "every method that it can fairly be compared with" if some else "every other ranked method"
+    parts = [f"{name(w)} is better than {'every ranked method' if w == BASE and not some else others} on {called([m for m in SCORES if winners[m] == w])}"
              for w in dict.fromkeys(w for w in winners.values() if w)]  # fmt: skip
     if open_ones := [m for m in SCORES if not winners[m]]:
         where = "any metric" if len(open_ones) == len(SCORES) else " or ".join(COLUMNS[m].title for m in open_ones)
         parts.append(f"no method is shown to be better than all others on {where}")
-    together = [family for family in families(said, tuned) if len(family) > 1]
-    if open_ones and len(together) == 1 and 0 < len(first := front(said, together[0])) < len(together[0]):
-        parts.append(f"none is shown to be ahead of {names([name(m) for m in first])}, and each other one is behind some method")
+    parts += _front_of_all(said, tuned) if open_ones else []
     fair = len(families(said, tuned)) == 1
     parts += [f"{name(r['method'])} needs the least {COST[key][0]}, {COST[key][1](r[key])}" for key in COST if fair and (r := cheapest(rows, tuned, key))]
     text = f"On this data {'; '.join(parts)}."
     return text + (f" {unfair} of {len(pairs)} pairs differ in more than the method and are not ranked (see Fairness)." if unfair else "")
+
+
+def _front_of_all(said: Said, tuned: Sequence[str]) -> list[str]:
+    """Who is not behind, where all that can fairly be ranked can be ranked together."""
+    found = families(said, tuned)
+    first = front(said, found[0])
+    if any(fairly_with(said, f[0], tuned) for f in found[1:]) or not 0 < len(first) < len(found[0]) or all(ahead(said, BASE, m) for m in tuned):
+        return []
+    scope = "" if len(found) == 1 else f" that can be ranked with {'it' if len(first) == 1 else 'them'}"
+    return [f"no method is shown to be ahead of {names([name(m) for m in first])}, and each other one{scope} is behind some method"]
 
 
 def cheapest(rows: Sequence[Row], methods: Sequence[str], key: str) -> Row | None:
@@ -149,22 +162,28 @@ def results(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
     """A sentence or two for each metric: against the base model, then between methods."""
     said, tuned, out = both_ways(found), [r["method"] for r in contenders(rows)], []
     for metric in SCORES:
-        parts = []
-        for word in ("better", "worse"):
-            if those := [v for m in tuned if (v := said.get((m, BASE, metric))) and v["verdict"] == word and not v["confounded"]]:
-                parts.append(f"{word} than the base model: {_listed(those)}")
-        if len(tuned) > MANY:  # the matrix and the table of verdicts tell pair by pair
-            out += [f"{sentence(COLUMNS[metric].title)}. " + ". ".join(map(sentence, [*parts, _leader(rows, said, metric)])) + "."] if parts else []
-            continue
-        wins = [(a, [b for b in tuned if b != a and beats(said, a, b, metric)]) for a in tuned]
-        parts += [f"{name(a)} is better than {names([name(b) for b in over])}" for a, over in wins if over]
+        parts = _all_against_base(said, tuned, metric)
         fair = [v for (a, b, m), v in said.items() if m == metric and not v["confounded"] and a in tuned and b in tuned and tuned.index(a) < tuned.index(b)]
-        for verdict, words in (("equivalent", "no difference that matters between"), ("cannot tell", "cannot tell:")):
-            if pairs := "; ".join(f"{name(v['a'])} and {name(v['b'])}" for v in fair if v["verdict"] == verdict):
-                parts.append(f"{words} {pairs}")
+        if len(tuned) > MANY:  # the matrix and the table of verdicts tell pair by pair
+            parts += [_leader(rows, said, metric)] if fair else []
+        else:
+            wins = [(a, [b for b in tuned if b != a and beats(said, a, b, metric)]) for a in tuned]
+            parts += [f"{name(a)} is better than {names([name(b) for b in over])}" for a, over in wins if over]
+            for verdict, words in (("equivalent", "no difference that matters between"), ("cannot tell", "cannot tell:")):
+                if pairs := "; ".join(f"{name(v['a'])} and {name(v['b'])}" for v in fair if v["verdict"] == verdict):
+                    parts.append(f"{words} {pairs}")
         if parts:
             out.append(f"{sentence(COLUMNS[metric].title)}. " + ". ".join(map(sentence, parts)) + ".")
-    return out or ["No two runs can be compared yet."]
+    return out or ["No two runs can be compared yet." if not found else "No two runs can fairly be compared (see Fairness)."]
+
+
+def _all_against_base(said: Said, tuned: Sequence[str], metric: str) -> list[str]:
+    known = [v for m in tuned if (v := said.get((m, BASE, metric))) and not v["confounded"]]
+    by_word = {word: [v for v in known if v["verdict"] == word] for word in ("better", "worse", "equivalent", "cannot tell")}
+    parts = [f"{word} than the base model: {_listed(those)}" for word, those in by_word.items() if those and word in ("better", "worse")]
+    for word, words in (("equivalent", "no difference that matters from the base model"), ("cannot tell", "cannot be told from the base model")):
+        parts += [f"{words}: {names([name(v['a']) for v in by_word[word]])}"] if by_word[word] else []
+    return parts
 
 
 def _listed(those: Sequence[Verdict]) -> str:
@@ -186,10 +205,10 @@ def discussion(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
     out = [*_power(found), *_seeds(rows, found)]
     if odd := [(r, x) for r in tuned if (x := plain(r, "length_ratio")) is not None and abs(x - 1) > LONG]:
         lengths = names([f"{r['label']} writes {x:.2f} times as much" for r, x in odd])
-        out.append(f"Replies and references differ in length, which BLEU-4 weighs: {lengths}.")
+        out.append(f"Replies and references differ in length, which BLEU-4 weighs: {lengths} as the references.")
     made = [(r, g["unfinished"], r["bleu4"]["n"]) for r in tuned if (g := r["generation"]) and (r["bleu4"] or {}).get("n")]
-    if cut := [f"{r['label']} ({n:,.0f} of {of:,})" for r, n, of in made if n > UNFINISHED * of]:
-        out.append(f"Replies that reached the longest allowed length and were cut: {names(cut)}.")
+    if cut := [f"{r['label']}, {n:,.0f} of {of:,}" for r, n, of in made if n > UNFINISHED * of]:
+        out.append(f"Replies that reached the longest allowed length and were cut: {'; '.join(cut)}.")
     for text, forgot in forgotten(rows).items():
         before = number(forgot[0][1]["perplexity_before"]["value"], 2)
         out.append(f"On general text that was not tuned on ({text}), perplexity went from {before} to "
@@ -211,23 +230,34 @@ def _power(found: Sequence[Verdict]) -> list[str]:
     undecided = [v for v in found if v["verdict"] == "cannot tell" and not v["confounded"]]
     if not undecided:
         return []
-    by_metric = {m: [v["detectable"] for v in undecided if v["metric"] == m] for m in SCORES}
-    sizes = [f"{median(d):.1f} {METRICS[m].unit} on {COLUMNS[m].title}" for m, d in by_metric.items() if d]
-    needed = [v["needed"] for v in undecided if v["needed"] is not None]
-    n = undecided[0]["n"]
-    text = f"Cannot tell does not mean equal: with these {n:,} test rows a difference has to be about {names(sizes)} to be found in 4 of 5 cases"
-    text += ", after correction for all pairs."
-    if needed:
+    n, sizes = undecided[0]["n"], []
+    for metric in SCORES:
+        if known := sorted(v["detectable"] for v in undecided if v["metric"] == metric and possible(v)):
+            least, most = (f"{d:.1f}" for d in (known[0], known[-1]))
+            sizes.append(f"{least if least == most else f'{least} to {most}'} {METRICS[metric].unit} on {COLUMNS[metric].title}")
+    text = "Cannot tell does not mean equal"
+    if sizes:
+        text += f": with these {n:,} test rows a difference has to be {names(sizes)}, by pair, to be found in 4 of 5 cases, after correction for all pairs"
+    out = [text + "."]
+    if hopeless := sum(not possible(v) for v in undecided):
+        out.append(f"In {hopeless} of the {len(undecided)} open comparisons no difference at all could be found: more seeds or rows are needed.")
+    if needed := [v["needed"] for v in undecided if v["needed"] is not None]:
         most = f" to {max(needed):,}" if max(needed) > min(needed) else ""
-        text += f" If the differences are as large as they look, {min(needed):,}{most} rows would decide {len(needed)} of the open comparisons."
-    return [text]
+        rows = f"{min(needed):,}{most} rows"
+        out.append(f"If the differences are as large as they look, {rows} would decide {len(needed)} of the {len(undecided)} open comparisons.")
+    return [" ".join(out)]
+
+
+def possible(v: Verdict) -> bool:
+    """Whether the difference that the test could find exists on the metric's scale."""
+    return bool(v["unit"] != "points" or v["detectable"] < 100)
 
 
 def _seeds(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
     alone = [r["label"] for r in contenders(rows) if r["seed"] != "mean"]
     if not found or not alone:
         return []
-    who = "Every method" if len(alone) == len(contenders(rows)) else names(alone)
+    who = "Every method" if len(alone) == len(contenders(rows)) > 1 else names(alone)
     return [f"{who} ran with one seed only: how much another seed would change is not in {'its' if len(alone) == 1 else 'these'} intervals."]
 
 
@@ -241,13 +271,15 @@ def recommendation(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
         if ahead(said, BASE, tuned[0]):
             return [sentence(f"{name(tuned[0])} is not worth using. {_against_base(said, tuned[0])}"), *last]
         only = f"{name(tuned[0])} is the only method that can be ranked: this says whether it is worth using, and not whether another would be better."
-        return [sentence(only), _against_base(said, tuned[0]), *last]
+        return [sentence(only), sentence(_against_base(said, tuned[0])), *last]
     fair = families(said, tuned)
     if all(ahead(said, BASE, m) for m in tuned):
         return ["Use none of them: the base model, which was not tuned, is ahead of each (better on a metric, worse on none).", *last]
     out = [text for family in fair if len(family) > 1 for text in _within(rows, said, family, alone=len(fair) == 1)]
-    if apart := [name(f[0]) for f in fair if len(f) == 1]:
+    single = {f[0]: fairly_with(said, f[0], tuned) for f in fair if len(f) == 1}
+    if apart := [name(m) for m, others in single.items() if not others]:
         out.append(f"Not ranked against any other method (see Fairness): {names(apart)}.")
+    out += [f"{name(m)} can fairly be compared with {names([name(b) for b in others])} alone: see Results." for m, others in single.items() if others]
     if not any(len(f) > 1 for f in fair):
         out.append("There is no recommendation, because no two methods can fairly be ranked.")
     return [*map(sentence, out), *last]
@@ -265,6 +297,10 @@ def families(said: Said, methods: Sequence[str]) -> list[list[str]]:
     return out
 
 
+def fairly_with(said: Said, method: str, tuned: Sequence[str]) -> list[str]:
+    return [b for b in tuned if b != method and (v := said.get((method, b, SCORES[0]))) and not v["confounded"]]
+
+
 def front(said: Said, family: Sequence[str]) -> list[str]:
     """The methods that no other one is ahead of."""
     return [a for a in family if not any(ahead(said, b, a) for b in family if b != a)]
@@ -273,15 +309,35 @@ def front(said: Said, family: Sequence[str]) -> list[str]:
 def _within(rows: Sequence[Row], said: Said, family: Sequence[str], *, alone: bool) -> list[str]:
     first = front(said, family)
     among = "" if alone else f"among {names([name(m) for m in family])}, "
-    if len(first) == 1:
-        text = f"use {name(first[0])}: none is shown to be ahead of it, and each other one is behind some method (worse on a metric, better on none)."
-    elif conflicts := _conflicts(said, first):
-        text = f"the metrics disagree, so it depends on which counts: {'; '.join(conflicts)}. {_by_cost(rows, first, decides=False)}"
-    elif first:
-        text = f"the scores do not decide between {names([name(m) for m in first])}: none is shown to be ahead of another. {_by_cost(rows, first)}"
-    else:
+    worth = [m for m in first if not ahead(said, BASE, m)]
+    if not first:
         return [sentence(f"{among}the verdicts contradict each other, and there is no recommendation.")]
-    return [sentence(among + text), *_price(rows, said, family, first), *(sentence(_against_base(said, m)) for m in first)]
+    if not worth:
+        return [sentence(f"{among}use none: the base model is ahead of {names([name(m) for m in first])}, which no other method is ahead of.")]
+    if len(worth) == 1:
+        text = _alone_in_front(said, worth[0], first)
+    elif conflicts := _conflicts(said, worth):
+        text = f"the metrics disagree, so it depends on which counts: {'; '.join(conflicts)}. {_by_cost(rows, worth, decides=False)}"
+    elif all(v["verdict"] == "equivalent" for (a, b, _), v in said.items() if a in worth and b in worth):
+        text = f"no difference that matters between {names([name(m) for m in worth])} on any metric. {_by_cost(rows, worth, decides=_gains(said, worth))}"
+    else:
+        between = "them" if set(worth) == set(family) and not alone else names([name(m) for m in worth])
+        text = f"the scores do not decide between {between}: none is shown to be ahead of another, which does not make them equal. "
+        text += _by_cost(rows, worth, decides=False)
+    return [sentence(among + text), *_price(rows, said, family, worth), *(sentence(_against_base(said, m)) for m in first)]
+
+
+def _gains(said: Said, methods: Sequence[str]) -> bool:
+    """Whether all are shown to be ahead of the base model, or were not compared with it."""
+    return all((m, BASE, SCORES[0]) not in said or ahead(said, m, BASE) for m in methods)
+
+
+def _alone_in_front(said: Said, method: str, first: Sequence[str]) -> str:
+    if not _gains(said, [method]):
+        return f"{name(method)} is not behind any other method, but no gain over the base model is shown: nothing here says that tuning is worth it."
+    if len(first) > 1:
+        return f"use {name(method)}: the base model is ahead of {names([name(m) for m in first if m != method])}."
+    return f"use {name(method)}: none is shown to be ahead of it, and each other one is behind some method (worse on a metric, better on none)."
 
 
 def _conflicts(said: Said, front: Sequence[str]) -> list[str]:
@@ -301,7 +357,7 @@ def _by_cost(rows: Sequence[Row], front: Sequence[str], *, decides: bool = True)
     methods = list(dict.fromkeys(r["method"] for r in least.values()))
     needs = {m: names([f"the least {COST[k][0]} ({COST[k][1](r[k])})" for k, r in least.items() if r["method"] == m]) for m in methods}
     if len(methods) == 1:
-        return f"Of these {name(methods[0])} needs {needs[methods[0]]}{': use it' if decides else ''}."
+        return f"Of these {name(methods[0])} needs {needs[methods[0]]}{': use it' if decides else ', if that is what counts'}."
     return f"Choose by what is short: {names([name(m) + ' needs ' + needs[m] for m in methods])}."
 
 
@@ -327,6 +383,7 @@ def _against_base(said: Said, method: str) -> str:
     up = [v["metric"] for v in found if v["verdict"] == "better"]
     down = [v["metric"] for v in found if v["verdict"] == "worse"]
     if not up and not down:
-        return f"{name(method)} is not shown to differ from the base model on any metric."
+        same = all(v["verdict"] == "equivalent" for v in found)
+        return f"{name(method)} {'does not differ by what matters' if same else 'is not shown to differ'} from the base model on any metric."
     parts = [f"{word} on {called(those)}" for word, those in (("better", up), ("worse", down)) if those]
     return f"Against the base model {name(method)} is {', and '.join(parts)}."

@@ -16,13 +16,13 @@ from rich.text import Text
 from kit.config import BASE, RunConfig
 from kit.console import console, counts, say
 from kit.files import read_json
+from kit.report.blocks import BEST
 from kit.report.rows import COLUMNS, SCORES, Row, cell, duration, interval, number, plain
 from kit.report.verdicts import LEGEND, Verdict, best, both_ways, by_reason, matrix
 
 PERCENTILE_NAMES = ("p5", "p25", "p50", "p75", "p95", "p99", "p100")
 
 
-STAR = "★ shown to be better than every method that it can fairly be compared with"
 NUMBERED = "Columns are numbered as the rows."
 
 
@@ -174,7 +174,7 @@ def comparison_table(rows: Sequence[Row], found: Sequence[Verdict], title: str) 
         show(title, heads[:first], [r[:first] for r in body])
         show("", [heads[0], *heads[first:]], [[r[0], *r[first:]] for r in body])
     if any(winners.values()):
-        console.print(STAR, markup=False)
+        console.print(BEST, markup=False)
 
 
 def source_table(rows: Sequence[Row]) -> None:

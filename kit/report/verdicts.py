@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -32,9 +33,10 @@ def verdicts(results: Results) -> tuple[list[Verdict], list[str]]:
         return [], []
     answers = {m: [results.answers[r["run"]] for r in found] for m, found in groups.items()}
     answered = {m: len(common(found)) for m, found in answers.items()}
-    most, notes = max(answered.values()), []
+    often = Counter(answered.values())
+    most, notes = max(often, key=lambda n: (often[n], n)), []  # those of most methods: one run on more rows throws out none
     for m in [m for m, n in answered.items() if n < most]:
-        notes.append(f"{title(m)} is left out of the verdicts: it answered {answered[m]:,} of {most:,} test rows")
+        notes.append(f"{title(m)} is left out of the verdicts: it answered {answered[m]:,} test rows and most others {most:,}")
         del answers[m], groups[m]
     if len(groups) < 2:
         return [], notes
@@ -105,7 +107,7 @@ def by_reason(unfair: Sequence[tuple[str, str, list[str]]]) -> list[str]:
 
 
 SIGNS = {"better": "+", "worse": "−", "equivalent": "=", "cannot tell": "?", "different": "≠"}
-LEGEND = "+ better, − worse, = equivalent, ? cannot tell, * differs in more than the method and is not ranked."
+LEGEND = "+ better, − worse, = equivalent, ? cannot tell; * not ranked: the pair differs in more than the method, or failed a check."
 
 
 def matrix(found: Sequence[Verdict]) -> list[list[str]]:
