@@ -113,16 +113,22 @@ def verdict_table(found: Sequence[Verdict]) -> list[Block]:
     heads = ["metric", "a", "b", "verdict on a", "a − b", "95% interval", "p (Holm)", "detectable", "rows to decide"]
     body = [[Cell(COLUMNS[v["metric"]].title), Cell(title(v["a"])), Cell(title(v["b"])), Cell(v["verdict"] + (" (confounded)" if v["confounded"] else "")),
              Cell(number(v["delta"], 2), v["delta"]), Cell(f"[{number(v['low'], 2)}, {number(v['high'], 2)}]"), Cell(number(v["p_holm"], 4), v["p_holm"]),
-             *((Cell(number(v["detectable"], 2), v["detectable"]), Cell(number(v["needed"], 0), v["needed"])) if v["verdict"] == "cannot tell" else
-               (Cell(MISSING), Cell(MISSING)))] for v in found]  # fmt: skip
+             *_power(v)] for v in found]  # fmt: skip
     margins = ", ".join(f"{COLUMNS[m].title} {margin:g} {unit}" for m, (margin, unit) in {v["metric"]: (v["margin"], v["unit"]) for v in found}.items())
     text = (
         f"How verdicts are reached stands under Approach. Equivalent: the interval lies within the margin ({margins}). "
-        "Perplexity differences are 100 times those of the logarithm. Detectable: the smallest difference found with 80% power. "
+        "Perplexity differences are 100 times those of the logarithm. Detectable: the smallest difference found with 80% power, or none that the scale has. "
         f"With {RESAMPLES:,} resamples and {len(found):,} comparisons the smallest p possible is {len(found) / (1 + RESAMPLES):.4f}. "
         "Confounded pairs differ in more than the method, or failed a check, and must not be ranked."
     )
     return [Heading("Which differences are real?", 3), Paragraph(text), Table(heads, body, texts=4, wide=True)]
+
+
+def _power(v: Verdict) -> list[Cell]:
+    """What could have been found, and how many rows would decide, of a comparison that is open."""
+    if v["verdict"] != "cannot tell":
+        return [Cell(MISSING), Cell(MISSING)]
+    return [Cell(number(v["detectable"], 2), v["detectable"]) if study.possible(v) else Cell("none"), Cell(number(v["needed"], 0), v["needed"])]
 
 
 def fairness(unfair: Sequence[tuple[str, str, list[str]]]) -> list[Block]:
