@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,13 +50,7 @@ def supervision(renderer: Renderer, rows: Sequence[dict[str, Any]], examples: Se
 
 def spans(example: Example) -> list[list[int]]:
     """The runs of supervised tokens."""
-    out: list[list[int]] = []
-    previous = IGNORE
-    for label in example.labels:
-        if label != IGNORE:
-            out = [*out[:-1], [*out[-1], label]] if previous != IGNORE else [*out, [label]]
-        previous = label
-    return out
+    return [list(run) for supervised, run in groupby(example.labels, lambda label: label != IGNORE) if supervised]
 
 
 def _is_assistants(renderer: Renderer, row: dict[str, Any], example: Example) -> bool:
