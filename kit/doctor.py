@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -78,20 +77,13 @@ def packages() -> Iterator[Check]:
 
     lines = LOCK.read_text(encoding="utf-8").splitlines()
     wanted = [r for line in lines if line.strip() and ((r := Requirement(line)).marker is None or r.marker.evaluate())]
-    installed = {r.name: _version(r.name) for r in wanted}
+    installed = {r.name: runs.version(r.name) for r in wanted}
     wrong = [r for r in wanted if not r.specifier.contains(installed[r.name] or "0", prereleases=True)]
     said = ", ".join(f"{r.name} {installed[r.name] or 'missing'} for {r.specifier}" for r in wrong[:4])
     text = f"{len(wanted) - len(wrong)} of {len(wanted)} as in requirements.lock" + (f"; not: {said}" if wrong else "")
     serious = any(installed[r.name] is None or r.name in runs.PACKAGES for r in wrong)
     yield Check("packages", not serious if serious or not wrong else None, text, "run: make setup")
     return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def libraries() -> Iterator[Check]:
@@ -101,7 +93,7 @@ def libraries() -> Iterator[Check]:
 
     gpu, _ = cuda_gpu()
     sees = torch.cuda.is_available()
-    detail = f"unsloth {_version('unsloth')}, torch {torch.__version__} ({'CUDA ' + str(torch.version.cuda) if sees else 'no CUDA'})"
+    detail = f"unsloth {runs.version('unsloth')}, torch {torch.__version__} ({'CUDA ' + str(torch.version.cuda) if sees else 'no CUDA'})"
     yield Check("libraries", gpu is None or sees, detail, "torch cannot use the driver's GPU: update the driver")
 
 
@@ -116,7 +108,7 @@ def four_bit() -> Iterator[Check]:
     plain = layer.weight.detach().clone()
     ones = torch.ones(1, 128, device=device)
     off = float((layer.to(device)(ones) - ones @ plain.to(device).T).abs().mean() / plain.sum(1).abs().mean())
-    detail = f"bitsandbytes {_version('bitsandbytes')} multiplies with NF4 weights on the {device}, {off:.0%} off the unquantised ones"
+    detail = f"bitsandbytes {runs.version('bitsandbytes')} multiplies with NF4 weights on the {device}, {off:.0%} off the unquantised ones"
     yield Check("4-bit", off < 0.5, detail, "bitsandbytes and CUDA disagree; python -m bitsandbytes says more; lora, dora and highrank need no 4-bit")
 
 

@@ -64,8 +64,16 @@ def provenance(config: RunConfig, data_hash: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def version(package: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def versions() -> dict[str, str | None]:
-    return {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES}
+    return {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
 
 
 def machine() -> dict[str, str | None]:
@@ -82,13 +90,6 @@ def _git(*args: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu() -> str | None:

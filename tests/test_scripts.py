@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 import re
@@ -205,7 +206,7 @@ def test_doctor_finds_this_machine_usable(monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_doctor_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("bitsandbytes.nn.modules.Linear4bit", lambda *_, **__: 1 / 0)
-    monkeypatch.setattr("kit.doctor._version", lambda name: None if name == "peft" else doctor.importlib.metadata.version(name))
+    monkeypatch.setattr("kit.runs.version", lambda name: None if name == "peft" else importlib.metadata.version(name))
     code, out, err = said_by_doctor(monkeypatch, capsys, "--recipe", "tiny")
     assert code == 2
     assert "✗ 4-bit      ZeroDivisionError" in out
