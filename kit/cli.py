@@ -77,9 +77,7 @@ def configure(about: str, argv: Sequence[str] | None = None) -> RunConfig:
     options.add_argument("--seeds", metavar="N,N", help="run once for each of these seeds")
     flags = options.parse(argv)
     each_seed(flags, list(sys.argv[1:] if argv is None else argv))
-    config = resolve(flags)
-    announce(config, flags)
-    return config
+    return announced(flags)
 
 
 def each_seed(flags: dict[str, Any], argv: list[str]) -> None:
@@ -136,14 +134,12 @@ def run_flags(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
 def trained_run(flags: dict[str, Any]) -> RunConfig:
     """The configuration that a run was made with: of the folder under "run", else of the one that --name, --method and --seed mean."""
     path = flags.pop("run", None)
-    flags = run_flags(Path(path) if path else resolve(flags).run_dir, flags)
+    return announced(run_flags(Path(path) if path else resolve(flags).run_dir, flags))
+
+
+def announced(flags: Mapping[str, Any]) -> RunConfig:
+    """The configuration that the flags ask for. Says which recipe `auto` chose and why, and keeps the libraries' network habits to what the run needs."""
     config = resolve(flags)
-    announce(config, flags)
-    return config
-
-
-def announce(config: RunConfig, flags: Mapping[str, Any]) -> None:
-    """Says which recipe `auto` chose and why, and keeps the libraries' network habits to what the run needs."""
     # Both report usage home unless told not to.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
@@ -157,6 +153,7 @@ def announce(config: RunConfig, flags: Mapping[str, Any]) -> None:
         from kit.device import choose_recipe
 
         say(f"recipe {config.recipe}: {choose_recipe().reason}")
+    return config
 
 
 def run(main: Callable[[], None]) -> NoReturn:

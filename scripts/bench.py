@@ -18,8 +18,8 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from kit.cli import announce, parser, run
-from kit.config import BASE, resolve
+from kit.cli import announced, parser, run
+from kit.config import BASE
 from kit.errors import UserError, unknown
 
 
@@ -43,8 +43,7 @@ def main() -> None:
         raise UserError(f"--model-config is for {' and '.join(OF_METHODS)}")
     if layers is not None and (layers < 1 or not shape):
         raise UserError("--layers must be at least 1 and goes with --model-config")
-    config = resolve(({"method": BASE} if what in OF_METHODS else {}) | flags)
-    announce(config, flags)
+    config = announced(({"method": BASE} if what in OF_METHODS else {}) | flags)
 
     from kit.bench.harness import measure
     from kit.bench.shapes import shaped

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from kit.cli import announce, parser, run
-from kit.config import resolve
+from kit.cli import announced, parser, run
 from kit.errors import UserError
 
 
@@ -16,8 +15,7 @@ def main() -> None:
     overwrite, inspect, show = (flags.pop(k) for k in ("overwrite", "inspect", "show"))
     if show < 0:
         raise UserError(f"--show takes a number of rows, got {show}")
-    config = resolve(flags)
-    announce(config, flags)
+    config = announced(flags)
 
     from kit.dataset import prepare
     from kit.report.tables import data_table, inspect_tables, show_rows

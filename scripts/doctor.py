@@ -6,8 +6,7 @@ import contextlib
 import json
 import sys
 
-from kit.cli import announce, parser, run
-from kit.config import resolve
+from kit.cli import announced, parser, run
 from kit.errors import UserError
 
 
@@ -17,8 +16,7 @@ def main() -> None:
     flags = options.parse()
     as_json = flags.pop("json")
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):  # the libraries greet on standard output
-        config = resolve(flags)
-        announce(config, flags)
+        config = announced(flags)
 
         from kit.doctor import checks
 

@@ -6,8 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from kit.cli import announce, each_seed, parser, run, run_flags
-from kit.config import RunConfig, resolve
+from kit.cli import announced, each_seed, parser, run, run_flags
 from kit.errors import UserError
 
 
@@ -28,8 +27,7 @@ def main() -> None:
         raise UserError("--rescore loads no model; give --tasks in a call of its own")
     if path is not None:
         flags = run_flags(Path(path), flags)
-    config: RunConfig = resolve(flags)
-    announce(config, flags)
+    config = announced(flags)
 
     from kit import scoring, tasks
     from kit.evaluation import evaluate

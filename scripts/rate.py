@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kit.cli import announce, parser, run
-from kit.config import resolve
+from kit.cli import announced, parser, run
 from kit.errors import UserError
 
 
@@ -22,8 +21,7 @@ def main() -> None:
         raise UserError(f"--items must be greater than 0, got {items}")
     if filled and (target or not rater):
         raise UserError("--import needs --rater, and no --export")
-    config = resolve(flags)
-    announce(config, flags)
+    config = announced(flags)
 
     from kit import rating
     from kit.console import say

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from kit.cli import announce, parser, run
-from kit.config import resolve
+from kit.cli import announced, parser, run
 from kit.errors import UserError
 
 
@@ -14,8 +13,7 @@ def main() -> None:
     share = flags.pop("share")
     if not 0 < share <= 1:
         raise UserError(f"--share must be above 0 and at most 1, got {share}")
-    config = resolve(flags)
-    announce(config, flags)
+    config = announced(flags)
 
     from kit.report.tables import sweep_table
     from kit.sweep import sweep

@@ -91,7 +91,7 @@ def test_seeds_run_one_process_each_and_stop_at_the_first_failure(monkeypatch: p
 
 
 def test_one_seed_needs_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kit.cli.announce", lambda *_: None)  # it sets environment variables that other tests' processes would inherit
+    monkeypatch.setattr("kit.cli.announced", resolve)  # the real one sets environment variables that other tests' processes would inherit
     assert configure("", ["--recipe", "tiny", "--seeds", "3"]).seed == 3
     assert configure("", ["--recipe", "tiny", "--seed", "5", "--seeds", "0"]).seed == 5  # ARGS="--seed 5" beside what make gives
     with pytest.raises(UserError, match="give --seed or --seeds, not both"):
@@ -99,7 +99,7 @@ def test_one_seed_needs_no_other_process(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_copied_or_renamed_run_is_not_taken_for_the_one_that_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kit.cli.announce", lambda *_: None)
+    monkeypatch.setattr("kit.cli.announced", resolve)
     config = resolve({"recipe": "tiny", "method": "lora", "runs_dir": str(tmp_path)})
     folder = open_run(config)
     monkeypatch.chdir(folder.parent)
