@@ -19,6 +19,7 @@ from kit.model import free_memory, import_unsloth, load_base
 from kit.prompts import Renderer
 from kit.resources import Phases, energy
 from kit.trainer import steps_per_epoch
+from kit.training import perplexity, run, train
 
 Record = dict[str, Any]
 # PEFT's combination types, and the weight of the first adapter (the second has the rest).
@@ -35,8 +36,6 @@ def total_steps(config: RunConfig, rows: int) -> int:
 
 def sequential(config: RunConfig, folder: Path) -> Record:
     """Half of the steps as QLoRA, the other half at high rank from its result: the same rows and as many steps as the other methods."""
-    from kit.training import run, train
-
     steps = total_steps(config, len(dataset.rows(config, "train")))
     if steps < 2:
         raise UserError("hybrid needs at least 2 optimiser steps, one for each half")
@@ -124,8 +123,6 @@ def padded(source: Path, target: Path, rank: int) -> Path:
 
 def combine(config: RunConfig, folder: Path) -> Record:
     """Trains the parts that are missing, tries every kind and weight of combination on the validation rows, and saves the best."""
-    from kit.training import train
-
     if not config.valid_per_source:
         raise UserError("combined chooses its weights on validation rows: give --valid-per-source (and rebuild the data with scripts/data.py --overwrite)")
     parts = {m: sibling(config, m) for m in config.technique.parts}
@@ -179,8 +176,6 @@ def _with_parts(model: Any, parts: dict[str, RunConfig], folder: Path) -> Any:
 
 def _search(config: RunConfig, model: Any, parts: list[str], exams: list[Any], pad: int) -> Iterator[Record]:
     """Validation perplexity of each part alone and of every combination."""
-    from kit.training import perplexity
-
     for method in parts:
         model.set_adapter(method)
         yield {"kind": "alone", "weights": {method: 1.0}, "valid_perplexity": perplexity(model, exams, pad)}

@@ -82,15 +82,11 @@ def _train(config: RunConfig) -> Record:
 
 
 def _method(config: RunConfig, folder: Path) -> Record:
-    if config.method == "combined":
-        from kit.hybrid import combine
+    if not config.technique.parts:
+        return run(config, folder)
+    from kit import hybrid
 
-        return combine(config, folder)
-    if config.method == "hybrid":
-        from kit.hybrid import sequential
-
-        return sequential(config, folder)
-    return run(config, folder)
+    return hybrid.combine(config, folder) if config.method == "combined" else hybrid.sequential(config, folder)
 
 
 def run(config: RunConfig, folder: Path, *, skip: int = 0, start: Path | None = None) -> Record:
