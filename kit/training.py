@@ -13,7 +13,7 @@ from kit import card, dataset, gates, processes, runs
 from kit.config import BASE, RunConfig
 from kit.console import console, say
 from kit.errors import UserError
-from kit.files import held, read_json, write_json
+from kit.files import held, read_json, replaced_folder, write_json
 from kit.generation import likelihoods
 from kit.model import attach, free_memory, import_unsloth, load_base, prepare_data, saved_folder
 from kit.preflight import check
@@ -265,17 +265,13 @@ def folder_mib(folder: Path) -> float:
 
 def save(config: RunConfig, model: Any, tokenizer: Any, folder: Path, precision: str) -> None:
     """The adapter in PEFT's format, or the whole model in the computing precision, with the tokenizer; appears only when complete."""
-    target = folder / saved_folder(config).name
-    beside = folder / f".{target.name}"
-    shutil.rmtree(beside, ignore_errors=True)
     if config.technique.full:
         import torch
 
         model.to(getattr(torch, precision))
-    model.save_pretrained(str(beside))
-    tokenizer.save_pretrained(str(beside))
-    shutil.rmtree(target, ignore_errors=True)
-    beside.rename(target)
+    with replaced_folder(folder / saved_folder(config).name) as beside:
+        model.save_pretrained(str(beside))
+        tokenizer.save_pretrained(str(beside))
 
 
 def add_progress(trainer: Any, log: Path, phases: Phases, step: int, earlier_steps: int = 0) -> TrainingProgress:
