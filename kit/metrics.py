@@ -248,10 +248,6 @@ def as_is(scores: Array) -> Array:
     return scores
 
 
-def not_negative(scores: Array) -> Array:
-    return np.maximum(scores, 0.0)
-
-
 METRICS: dict[str, Metric] = {
     "bleu4": Metric("BLEU-4", True, bleu_statistics, bleu_score, bleu_signature, margin=1.0),
     "rouge_l": Metric("ROUGE-L", True, rouge_statistics, ratio, lambda: "mean ROUGE-L F1|tok:rouge_score|no stemming|empty counts 0", margin=1.0),
@@ -263,7 +259,7 @@ METRICS: dict[str, Metric] = {
     "chrf": Metric("chrF", True, chrf_statistics, chrf_score, lambda: "corpus chrF2|nrefs:1|case:mixed|nc:6|nw:0|space:no", secondary=True),
     "exact_match": Metric("Exact match", True, exact_statistics, ratio, lambda: "% equal|case:mixed|outer space stripped", secondary=True),
     "length_ratio": Metric("Length ratio", None, length_statistics, ratio, lambda: "sum of reply / sum of reference tokens|tok:13a",
-                           show=not_negative, unit="", secondary=True),
+                           show=lambda scores: np.maximum(scores, 0.0), unit="", secondary=True),
     # Per reply, unlike Li et al. (2016), whose share of a whole corpus falls with its size.
     **{
         f"distinct_{n}": Metric(f"Distinct-{n}", None, partial(distinct_statistics, n=n), ratio, lambda: "mean distinct / all n-grams of a reply|tok:13a",
