@@ -22,10 +22,11 @@ from kit.methods import METHODS, Method
 
 RECIPES = Path(__file__).parent / "recipes"
 BASE = "base"
-FORMATS = ("chat", "alpaca")
-SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
-PRECISIONS = ("auto", "float32", "float16", "bfloat16")
-TRACKERS = ("none", "tensorboard", "wandb", "trackio")
+CHOICES = {
+    "format": ("chat", "alpaca"), "schedule": ("linear", "cosine", "constant", "constant_with_warmup"),
+    "precision": ("auto", "float32", "float16", "bfloat16"), "report_to": ("none", "tensorboard", "wandb", "trackio"),
+    "dora_kernel": ("kit", "peft"), "engine": ("kit", "vllm"),
+}  # fmt: skip
 # Where results lie, how they are watched, what they cost and on which text forgetting is measured does not make two runs different.
 PLACES = ("data_dir", "runs_dir", "report_dir", "report_to", "price_per_kwh", "preflight", "auto_batch", "forgetting_text")
 # A scaled-down recipe takes these from the tiny recipe and keeps its method set-ups; ranks shrink to the narrowest built-in layer.
@@ -145,7 +146,6 @@ class Field:
     name: str
     kind: type
     help: str
-    optional: bool
     repeat: bool
     default: Any = field(compare=False)
 
@@ -159,7 +159,7 @@ def fields() -> Mapping[str, Field]:
         annotated, text = get_args(hints[f.name])
         repeat = get_origin(annotated) is tuple
         kinds = [k for k in get_args(annotated) if k not in (type(None), Ellipsis)] or [annotated]
-        out[f.name] = Field(f.name, kinds[0], text, type(None) in get_args(annotated), repeat, f.default)
+        out[f.name] = Field(f.name, kinds[0], text, repeat, f.default)
     return MappingProxyType(out)
 
 
@@ -256,15 +256,7 @@ def check(config: RunConfig) -> None:
     problems += [f"{flag[f]} must be from 0 to {2**32 - 1}, got {v}" for f in ("seed", "data_seed") if not 0 <= (v := getattr(config, f)) < 2**32]
     shares = ("dropout", "warmup_ratio")
     problems += [f"{flag[f]} must be from 0 to below 1, got {v}" for f in shares if not 0 <= (v := getattr(config, f)) < 1]
-    choices = {
-        "format": FORMATS,
-        "schedule": SCHEDULES,
-        "precision": PRECISIONS,
-        "report_to": TRACKERS,
-        "dora_kernel": ("kit", "peft"),
-        "engine": ("kit", "vllm"),
-    }
-    problems += [unknown(f, getattr(config, f), known) for f, known in choices.items() if getattr(config, f) not in known]
+    problems += [unknown(f, getattr(config, f), known) for f, known in CHOICES.items() if getattr(config, f) not in known]
     if config.max_length < 32:
         problems.append(f"--max-length must be at least 32 to hold a prompt and a reply, got {config.max_length}")
     if config.method != BASE and config.technique.full:
