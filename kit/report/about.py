@@ -11,11 +11,9 @@ from typing import Any
 from kit.config import BASE, fields, load_recipe, recipes, resolve
 from kit.console import counts
 from kit.errors import UserError
-from kit.files import read_json
 from kit.methods import METHODS
 from kit.report.blocks import Block, Bullets, Cell, Code, Heading, Paragraph, Table
-from kit.report.rows import COLUMNS, MISSING, SCORES, Row, duration, number, title
-from kit.report.shapes import Maybe, check
+from kit.report.rows import COLUMNS, MISSING, SCORES, Row, duration, number, optional, title
 from kit.report.study import BUILT_IN, built_in, names, sentence
 from kit.statistics import METHOD_NOTE
 
@@ -211,8 +209,6 @@ def parts(row: Row) -> str:
 def read_optional(path: Path, shape: Any) -> tuple[dict[str, Any] | None, list[str]]:
     """A JSON file that may be missing or damaged, and a note in the second case."""
     try:
-        found = read_json(path) if path.exists() else None
-        check(found, Maybe(shape), str(path))
+        return optional(path, shape) or None, []
     except UserError as error:
         return None, [str(error)]
-    return found, []

@@ -77,10 +77,10 @@ def _row(folder: Path) -> Row:
     method, _, seed = folder.name.partition("-s")
     row = blank(method, None if method == BASE or not seed.isdigit() else int(seed)) | {"run": str(folder)}
     try:
-        _optional(folder / "config.json", CONFIG)
+        optional(folder / "config.json", CONFIG)
         config = load_config(folder, {})
-        trained = _optional(folder / "train.json", TRAINING)
-        scored = _optional(folder / "eval.json", EVALUATION)
+        trained = optional(folder / "train.json", TRAINING)
+        scored = optional(folder / "eval.json", EVALUATION)
         row |= {k: trained.get(k) for k in TRAINED} | {k: scored.get("all", {}).get(k) for k in METRICS} | {k: scored.get(k) for k in SCORED}
         row["config"] = config.identity()
         row["provenance"] = trained.get("provenance") or scored.get("provenance")
@@ -95,13 +95,13 @@ def _row(folder: Path) -> Row:
         return row | {"status": "damaged", "reason": str(error).splitlines()[0], "ranked": False}
     for name, shape in (("samples", SAMPLES), ("tasks", TASKS)):
         try:
-            row[name] = _optional(folder / f"{name}.json", shape) or None
+            row[name] = optional(folder / f"{name}.json", shape) or None
         except UserError as error:
             row["problems"].append(f"{name}.json is left out: {error}")
     return row
 
 
-def _optional(path: Path, shape: Any) -> dict[str, Any]:
+def optional(path: Path, shape: Any) -> dict[str, Any]:
     """A JSON file, or nothing if there is none; UserError if it is not what the report needs."""
     if not path.exists():
         return {}
