@@ -9,7 +9,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class TrainingProgress:
         self.timed = Counter[str]()
         for before, row in pairwise(self.rows):
             self._time(before, row)
-        self.phase: AbstractContextManager[None] | None = None
+        self.phase, self.opened = ExitStack(), ExitStack()
         self.stopped = False
         self.fed: dict[str, bool] = {}
         self.looked = 0
@@ -111,17 +111,14 @@ class TrainingProgress:
     def final_loss(self) -> float | None:
         return self.rows[-1]["loss"] if self.rows else None
 
-    def _enter(self, name: str | None) -> None:
-        if self.phase is not None:
-            self.phase.__exit__(None, None, None)
-        self.phase = self.phases(name) if name else None
-        if self.phase is not None:
-            self.phase.__enter__()
+    def _enter(self, name: str) -> None:
+        self.phase.close()
+        self.phase.enter_context(self.phases(name))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar = Bar("training", state.max_steps).__enter__()
+        self.bar = self.opened.enter_context(Bar("training", state.max_steps))
         self.joules = joules()
-        self.file = self.log.open("a", encoding="utf-8")
+        self.file = self.opened.enter_context(self.log.open("a", encoding="utf-8"))
         self._enter("warmup")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -180,14 +177,12 @@ class TrainingProgress:
         return None if before is None or begun is None or now is None else before + now - begun
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._enter(None)
+        self.phase.close()
         self.close()
 
     def close(self) -> None:
         """Ends the display and the log, also after a stop in the middle."""
-        if hasattr(self, "file"):
-            self.bar.__exit__()
-            self.file.close()
+        self.opened.close()
 
     def tokens_per_s(self, kind: str = "tokens") -> float | None:
         """Unpadded tokens a second over the timed steps."""
