@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import permutations
 from typing import Any
 
 from kit.config import BASE
@@ -342,12 +343,7 @@ def _alone_in_front(said: Said, method: str, first: Sequence[str]) -> str:
 
 def _conflicts(said: Said, front: Sequence[str]) -> list[str]:
     """What each method in front is better on than another one in front."""
-    out = []
-    for a in front:
-        for b in front:
-            if a != b and (up := [m for m in SCORES if beats(said, a, b, m)]):
-                out.append(f"{name(a)} is better than {name(b)} on {called(up)}")
-    return out
+    return [f"{name(a)} is better than {name(b)} on {called(up)}" for a, b in permutations(front, 2) if (up := [m for m in SCORES if beats(said, a, b, m)])]
 
 
 def _by_cost(rows: Sequence[Row], front: Sequence[str], *, decides: bool = True) -> str:
