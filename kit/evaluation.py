@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from kit.files import held, read_json, sha256, write_json
 from kit.generation import Reply, generate, likelihoods, longest_first, take
 from kit.model import free_memory, load_trained, prepare_data
 from kit.progress import Bar
-from kit.prompts import FIXED_PROMPTS, Exam, Renderer, plain_prompt
+from kit.prompts import FIXED_PROMPTS, Exam, Renderer
 from kit.resources import Phases, clock, is_memory_error
 
+Row = dict[str, Any]
 Drafted = dict[str, Reply] | None
 
 
-def evaluate(config: RunConfig) -> dict[str, Any]:
+def evaluate(config: RunConfig) -> Row:
     """The run's eval.json; goes on where an interrupted evaluation stopped, and does nothing when the result exists."""
     prepare_data(config)
     trained = config.run_dir / "train.json"
@@ -30,12 +32,12 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
         return _evaluate(config)
 
 
-def _evaluate(config: RunConfig) -> dict[str, Any]:
+def _evaluate(config: RunConfig) -> Row:
     data, rows = dataset.manifest_hash(config), scoring.rows_to_score(config)
     folder = runs.open_run(config)
     scoring.check_data(folder, config, data)
     result = folder / "eval.json"
-    record: dict[str, Any] | None = read_json(result, "all", "phases", "generation", "provenance") if result.exists() else None
+    record: Row | None = read_json(result, "all", "phases", "generation", "provenance") if result.exists() else None
     if record is not None and forgetting.measured(record, config):
         say(f"{folder} is evaluated already")
         return record
@@ -67,8 +69,7 @@ def _evaluate(config: RunConfig) -> dict[str, Any]:
     return record
 
 
-def _answered(config: RunConfig, model: Any, renderer: Renderer, rows: list[dict[str, Any]], kept: list[dict[str, Any]], phases: Phases,
-              precision: str, drafted: Drafted) -> dict[str, Any]:  # fmt: skip
+def _answered(config: RunConfig, model: Any, renderer: Renderer, rows: list[Row], kept: list[Row], phases: Phases, precision: str, drafted: Drafted) -> Row:
     """Writes predictions.jsonl and samples.json; returns the scores, and what the replies cost."""
     predictions, done = config.run_dir / "predictions.jsonl", {r["id"]: r for r in kept}
     if done:
@@ -85,20 +86,15 @@ def _answered(config: RunConfig, model: Any, renderer: Renderer, rows: list[dict
     }  # fmt: skip
 
 
-def _kept(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _kept(path: Path, rows: list[Row]) -> list[Row]:
     """The complete rows of an interrupted evaluation; a last line that a kill cut off is removed from the file."""
     if not path.exists():
         return []
-    text = path.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
-    if len(whole) < len(text):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     return scoring.load(path, rows, partial=True)
 
 
-def _answer(config: RunConfig, model: Any, renderer: Renderer, rows: list[dict[str, Any]], exams: list[Exam],
-            done: dict[str, dict[str, Any]], path: Path, drafted: Drafted) -> None:  # fmt: skip
+def _answer(config: RunConfig, model: Any, renderer: Renderer, rows: list[Row], exams: list[Exam], done: dict[str, Row], path: Path, drafted: Drafted) -> None:
     """Fills `done` and the predictions file, batch by batch. The batches do not depend on what is done already; out of memory halves those to come."""
     order, tokens, at = longest_first(exams), config.eval_tokens, 0
     with path.open("a", encoding="utf-8", newline="\n") as file, Bar("generating", len(rows)) as bar:
@@ -136,8 +132,7 @@ def _halved(rows: int, longest: int) -> int:
     return rows * longest // 2
 
 
-def answers(config: RunConfig, model: Any, renderer: Renderer, rows: list[dict[str, Any]], exams: list[Exam],
-            drafted: Drafted = None) -> list[dict[str, Any]]:  # fmt: skip
+def answers(config: RunConfig, model: Any, renderer: Renderer, rows: list[Row], exams: list[Exam], drafted: Drafted = None) -> list[Row]:
     """One batch's rows of predictions.jsonl: greedy replies (those of another engine, if it made them), and the likelihood of the references."""
     pad = renderer.tokenizer.pad_token_id
     if drafted is None:
@@ -146,8 +141,7 @@ def answers(config: RunConfig, model: Any, renderer: Renderer, rows: list[dict[s
         replies = [drafted[row["id"]] for row in rows]
     nlls = likelihoods(model, exams, pad)
     return [
-        {
-            "id": row["id"], "source": row["source"], "prompt": plain_prompt(row), "reference": row["messages"][-1]["content"],
+        scoring.asked(row) | {
             "prediction": renderer.tokenizer.decode(reply.ids, skip_special_tokens=True).strip(), "reply_tokens": len(reply.ids),
             "finished": reply.finished, "nll": nll, "nll_tokens": len(exam.reference_ids),
         }
@@ -155,13 +149,13 @@ def answers(config: RunConfig, model: Any, renderer: Renderer, rows: list[dict[s
     ]  # fmt: skip
 
 
-def samples(config: RunConfig, model: Any, renderer: Renderer) -> list[dict[str, Any]]:
+def samples(config: RunConfig, model: Any, renderer: Renderer) -> list[Row]:
     """The replies to FIXED_PROMPTS."""
     rows = [{"id": "", "source": "", "messages": [{"role": "user", "content": p}, {"role": "assistant", "content": ""}]} for p in FIXED_PROMPTS]
     return [{k: made[k] for k in ("prompt", "prediction", "finished")} for made in answers(config, model, renderer, rows, renderer.exams(rows))]
 
 
-def generation_record(rows: list[dict[str, Any]], phases: Phases) -> dict[str, Any]:
+def generation_record(rows: list[Row], phases: Phases) -> Row:
     """How the replies came out, and what generating cost; after an interruption the time covers the last part only.
 
     Another engine's time counts; its memory is that of another process and is not known.
