@@ -31,6 +31,13 @@ FLAGS = --recipe '$(RECIPE)' $(foreach s,$(SOURCES),--source '$(s)') \
         $(if $(RUNS_DIR),--runs-dir '$(RUNS_DIR)') $(if $(REPORT_DIR),--report-dir '$(REPORT_DIR)') $(ARGS)
 RUN = $(PYTHON) scripts
 
+# A misspelt variable would be ignored.
+KNOWN  := METHOD METHODS RECIPE SEED SEEDS SOURCES NAME DATA_DIR RUNS_DIR REPORT_DIR RATER OUT ARGS PYTHON VENV
+GIVEN  := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
+ifneq ($(filter-out $(KNOWN) MAKE% -%,$(GIVEN)),)
+$(error unknown variable $(firstword $(filter-out $(KNOWN) MAKE% -%,$(GIVEN))); known: $(KNOWN))
+endif
+
 # Before hours go into other methods than those that were meant.
 ifneq ($(filter all train eval chat export,$(MAKECMDGOALS)),)
 ifeq ($(origin METHODS),command line)
@@ -91,8 +98,11 @@ ONE    = --seed '$(firstword $(SEEDS))' $(FLAGS)
 comma := ,
 space := $(subst ,, )
 
+# The method that asks the most of the data: combined wants validation rows, and says so before hours go into the others.
+ASKED = $(if $(filter compare,$(MAKECMDGOALS)),$(or $(filter combined,$(METHODS)),$(firstword $(METHODS))),$(lastword $(RUNS)))
+
 data: $(READY) ## build the data and show what was kept and dropped
-	@$(RUN)/data.py --method '$(METHOD)' $(FLAGS)
+	@$(RUN)/data.py --method '$(ASKED)' $(FLAGS)
 
 base: $(READY)
 	@$(RUN)/eval.py --method base $(FLAGS)
@@ -109,8 +119,9 @@ report: $(READY) ## console tables and report/ from all runs there are
 all: data base train eval report ## data, base evaluation, training, evaluation and report for METHOD
 
 compare: data base ## the same for every one of METHODS, then one report
-	@set -e; for m in $(METHODS); do $(RUN)/train.py --method $$m $(SEEDED); $(RUN)/eval.py --method $$m $(SEEDED); done
-	@$(RUN)/report.py $(FLAGS)
+	@left=; for m in $(METHODS); do \
+	  $(RUN)/train.py --method $$m $(SEEDED) && $(RUN)/eval.py --method $$m $(SEEDED) || { code=$$?; test $$code -lt 128 || exit $$code; left="$$left $$m"; }; \
+	done; $(RUN)/report.py $(FLAGS) && { test -z "$$left" || { echo "error: not finished, for the reasons above:$$left" >&2; exit 2; }; }
 
 sweep: $(READY) ## the same small learning-rate budget for every one of METHODS, judged on validation rows
 	@test -n "$(TRAINED)" || { echo "error: $(METHODS) take the learning rates of their parts; sweep those" >&2; exit 2; }

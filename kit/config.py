@@ -104,6 +104,11 @@ class RunConfig:
         return BASE if self.method == BASE else f"{self.method}-s{self.seed}"
 
     @property
+    def again(self) -> str:
+        """The flags that name this run."""
+        return f"--method {self.method} --seed {self.seed} --name {self.name}"
+
+    @property
     def run_dir(self) -> Path:
         return Path(self.runs_dir) / self.name / self.run_name
 
@@ -230,7 +235,9 @@ def tuned_rate(experiment: Path, method: str) -> float:
     """The learning rate that the sweep found best for a method."""
     path = experiment / "sweep" / f"{method}.json"
     if not path.exists():
-        raise UserError(f"--tuned needs {path}; make it with: python scripts/sweep.py --method {method}")
+        raise UserError(
+            f"--tuned needs {path}; make it with: python scripts/sweep.py --method {method} --name {experiment.name}, and the other flags of this command"
+        )
     return float(read_json(path)["best"])
 
 
@@ -259,6 +266,8 @@ def check(config: RunConfig) -> None:
     problems += [unknown(f, getattr(config, f), known) for f, known in CHOICES.items() if getattr(config, f) not in known]
     if config.max_length < 32:
         problems.append(f"--max-length must be at least 32 to hold a prompt and a reply, got {config.max_length}")
+    if config.method == "combined" and not config.valid_per_source:
+        problems.append("combined chooses its weights on validation rows: give --valid-per-source, with a new --name if there are data and runs of this one")
     if config.method != BASE and config.technique.full:
         problems += (
             ["--precision float16 cannot train whole weights (their updates underflow); use float32 or bfloat16"] if config.precision == "float16" else []

@@ -27,7 +27,7 @@ def evaluate(config: RunConfig) -> Row:
     prepare_data(config)
     trained = config.run_dir / "train.json"
     if config.method != BASE and (not trained.exists() or read_json(trained, "status")["status"] != "done"):
-        raise UserError(f"{config.run_dir} is not trained yet; run: python scripts/train.py --method {config.method} --seed {config.seed}")
+        raise UserError(f"{config.run_dir} is not trained yet; run: python scripts/train.py {config.again}")
     with held(config.run_dir):
         return _evaluate(config)
 

@@ -37,9 +37,9 @@ def export(config: RunConfig, target: Path) -> str:
     trained = config.run_dir / "train.json"
     record = read_json(trained) if trained.exists() else {}
     if config.method == BASE or record.get("status") != "done":
-        raise UserError(f"{config.run_dir} is no trained run; run: python scripts/train.py --method {config.method} --seed {config.seed}")
+        raise UserError(f"{config.run_dir} is no trained run; run: python scripts/train.py {config.again}")
     if not any(saved_folder(config).glob("*.safetensors")):
-        raise UserError(f"{saved_folder(config)} is gone; train again: python scripts/train.py --method {config.method} --seed {config.seed}")
+        raise UserError(f"{saved_folder(config)} is gone; train again: python scripts/train.py {config.again}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already and nothing is overwritten; choose another --out or remove it")
     need, free = record["total_params"] * 2, shutil.disk_usage(existing(target)).free

@@ -110,10 +110,11 @@ def training(model: Any, *, start: Before, end: float, fed: Mapping[str, bool], 
     return {
         "gradients": Gate(judged(not starved) if fed else None, f"{len(fed) - len(starved)} of {len(fed)} trainable tensors had a gradient"
                           + (f"; not: {', '.join(starved[:3])}" if starved else "")),
-        "moved": Gate(judged(len(moved) == len(after)), f"{len(moved)} of {len(after)} trainable tensors changed"),
+        # A run that changed nothing was none, however short.
+        "moved": Gate(judged(len(moved) == len(after)) if moved else False, f"{len(moved)} of {len(after)} trainable tensors changed"),
         "learning_rate": Gate(0.5 * peak_rate <= max(rates) <= 1.001 * peak_rate if len(log) >= SHORTEST else None,
                               f"peak {max(rates, default=0):.2e} of {peak_rate:.2e} asked for"),
-        "loss_fell": Gate(judged(end < start.loss), f"the same {COMPARED} training rows: {start.loss:.3f} -> {end:.3f} nats a token"),
+        "loss_fell": Gate(judged(end < start.loss), f"the same training rows ({COMPARED} or all): {start.loss:.3f} -> {end:.3f} nats a token"),
         # A loss scaler that finds its scale skips a few steps; more are a training that did not happen.
         "finite": Gate(finite and skipped <= max(SKIPPED * len(log), FEW),
                        f"weights {'finite' if finite else 'hold NaN or Inf'}; {skipped} of {len(log)} gradient norms were not finite"),

@@ -123,8 +123,6 @@ def padded(source: Path, target: Path, rank: int) -> Path:
 
 def combine(config: RunConfig, folder: Path) -> Record:
     """Trains the parts that are missing, tries every kind and weight of combination on the validation rows, and saves the best."""
-    if not config.valid_per_source:
-        raise UserError("combined chooses its weights on validation rows: give --valid-per-source (and rebuild the data with scripts/data.py --overwrite)")
     parts = {m: sibling(config, m) for m in config.technique.parts}
     if len({(p.target_modules) for p in parts.values()}) > 1:
         say("the parts adapt different layers: where only one of them has an adapter, it is scaled by its weight")

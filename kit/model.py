@@ -169,7 +169,7 @@ def load_trained(config: RunConfig) -> tuple[Any, Any, Choice]:
     """(model, tokenizer, precision) for evaluation: the base model alone for `base`, else with what the run saved."""
     saved = saved_folder(config)
     if config.method != BASE and not any(saved.glob("*.safetensors")):
-        raise UserError(f"{config.run_dir} has no trained model; run: python scripts/train.py --method {config.method} --seed {config.seed}")
+        raise UserError(f"{config.run_dir} has no trained model; run: python scripts/train.py {config.again}")
     model, tokenizer, chosen = load_base(config, folder=saved if config.method != BASE and config.technique.full else None)
     if config.method != BASE and not config.technique.full:
         from peft import PeftModel

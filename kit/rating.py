@@ -100,7 +100,7 @@ def items(folder: Path) -> dict[str, Item]:
 def evaluated(folder: Path) -> dict[str, Item]:
     """`items`, of which there must be some."""
     if not (known := items(folder)):
-        raise UserError(f"no evaluated run in {folder}; make some with: make all METHOD=qlora")
+        raise UserError(f"no evaluated run in {folder}; make some with: make all METHOD=qlora NAME={folder.name}")
     return known
 
 

@@ -59,7 +59,7 @@ def provenance(config: RunConfig, data_hash: str) -> dict[str, Any]:
     repository, commit = loaded_from(config.model, config.revision)
     hub = {"model_repository": repository, "model_revision": commit} if commit else {"model_repository": None, "model_revision": None}
     return {
-        "git": _git("rev-parse", "HEAD"), "git_dirty": bool(_git("status", "--porcelain")), "versions": versions(), **machine(),
+        "git": _git("rev-parse", "HEAD"), "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")), "versions": versions(), **machine(),
         "seed": config.seed, "data": data_hash, "model": config.model, **hub,
     }  # fmt: skip
 

@@ -19,7 +19,8 @@ from kit.readers import READERS, TURNS, Record, records, suffix
 BUILTIN = Path(__file__).parent / "assets" / "data"
 INPUT = "\n\nInput: "
 NO_INPUT = {"noinput", "<noinput>", "no input", "none", "n/a", "<no input>"}
-# The names that the field's datasets give to a turn's role and its text.
+# The names that the field's datasets give to a system text beside the turns, and to a turn's role and its text.
+SYSTEM = ("system", "system_prompt")
 ROLE, CONTENT = ("role", "from", "speaker"), ("content", "value", "text")
 ROLES = {
     "user": "user", "human": "user", "prompter": "user", "customer": "user", "assistant": "assistant", "gpt": "assistant",
@@ -105,9 +106,29 @@ def from_instruction(row: Record, repairs: Counter[str]) -> Record:
         repairs["noinput"] += 1
     if not instruction:
         raise Dropped("empty_prompt")
-    messages = conversation([("user", f"{instruction}{INPUT}{extra}" if extra else instruction), ("assistant", output)], repairs)
-    # Kept apart so that the Alpaca format can show it under its own heading.
-    return {"messages": messages, "input": extra} if extra else {"messages": messages}
+    before = _history(row, repairs)
+    asked = ("user", f"{instruction}{INPUT}{extra}" if extra else instruction)
+    messages = conversation([*_system(row, repairs), *before, asked, ("assistant", output)], repairs)
+    # Kept apart so that the Alpaca format can show it under its own heading, which belongs to the first question.
+    return {"messages": messages, "input": extra} if extra and not before else {"messages": messages}
+
+
+def _system(row: Record, repairs: Counter[str]) -> list[tuple[str, str]]:
+    """The system text that stands beside the turns, as a turn."""
+    text = next((row[k] for k in SYSTEM if row.get(k)), None)
+    if not isinstance(text, str):
+        return []
+    repairs["system_text_beside_the_turns"] += 1
+    return [("system", text_of(text, repairs))]
+
+
+def _history(row: Record, repairs: Counter[str]) -> list[tuple[str, str]]:
+    """Earlier exchanges, [[question, reply], ...], as turns."""
+    pairs = row.get("history")
+    if not pairs or not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
+        return []
+    repairs["history_before_the_instruction"] += 1
+    return [(role, text_of(text, repairs)) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
 
 
 def from_turns(row: Record, repairs: Counter[str]) -> Record:
@@ -117,7 +138,9 @@ def from_turns(row: Record, repairs: Counter[str]) -> Record:
     if not isinstance(turns, list):
         found = type(turns).__name__ if key else f"keys {', '.join(sorted(row))}"
         raise WrongShape(f"a list of turns under one of {', '.join(TURNS)}, found {found}")
-    return {"messages": conversation([_turn(t, repairs) for t in turns], repairs)}
+    told = [_turn(t, repairs) for t in turns]
+    has_system = any(ROLES.get(role.strip().lower()) == "system" for role, _ in told)
+    return {"messages": conversation(told if has_system else [*_system(row, repairs), *told], repairs)}
 
 
 def _turn(turn: Any, repairs: Counter[str]) -> tuple[str, str]:

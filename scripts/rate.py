@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from kit.cli import announced, parser, run
@@ -33,7 +34,7 @@ def main() -> None:
     elif target:
         cards = rating.deck(rating.evaluated(folder), rater, limit=items, seed=config.data_seed)
         rating.export_csv(Path(target), cards, criteria)
-        say(f"{len(cards)} replies in {target}; fill in 0 to 5, then: python scripts/rate.py --import {target} --rater NAME")
+        say(f"{len(cards)} replies in {target}; fill in 0 to 5, then: python scripts/rate.py --import {shlex.quote(target)} --name {config.name} --rater YOU")
     else:
         rating.rate(folder, rater, criteria=criteria, limit=items, seed=config.data_seed)
 

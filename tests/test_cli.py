@@ -44,7 +44,7 @@ def test_help_lists_the_flags(name: str) -> None:
         ("data", ["--source", "alpca"], "unknown source 'alpca'; did you mean 'alpaca'?"),
         ("data", ["--source", "alpaca=missing.json"], "source alpaca: no such file: missing.json"),
         ("eval", ["runs/tiny/nothing-s0"], "runs/tiny/nothing-s0 is no trained run: it has no config.json; train one with scripts/train.py"),
-        ("report", ["--runs-dir", "nowhere"], "no runs in nowhere/tiny; make some with: make all METHOD=qlora"),
+        ("report", ["--runs-dir", "nowhere"], "no runs in nowhere/tiny; make some with: make all METHOD=qlora NAME=tiny"),
     ],
 )
 def test_user_errors_are_one_line(name: str, flags: list[str], message: str) -> None:
@@ -152,3 +152,36 @@ def test_make_knows_every_method_and_passes_errors_on() -> None:
     done = subprocess.run(["make", "all", "METHOD=qlroa", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "unknown method 'qlroa'; did you mean 'qlora'?" in done.stderr
+
+
+@pytest.mark.parametrize(("code", "after"), [(2, ["eval lora", "train dora", "eval dora", "report"]), (130, [])])
+def test_make_compare_goes_on_after_a_method_that_fails_and_stops_when_it_is_told_to(code: int, after: list[str], tmp_path: Path) -> None:
+    """What does not fit on this GPU, or diverges, costs the others nothing, and there is a report."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(
+        f'#!/bin/sh\nscript=$(basename $1 .py); for word; do test "$before" = --method && method=$word; before=$word; done\n'
+        f"echo $script $method >> '{tmp_path}/log'\ntest \"$script $method\" = 'train qlora' && exit {code}; exit 0\n"
+    )
+    stand_in.chmod(0o755)
+    done = subprocess.run(["make", "compare", "METHODS=qlora lora dora", f"PYTHON={stand_in}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2  # make's own
+    given = [line.strip() for line in (tmp_path / "log").read_text().splitlines()]
+    assert given == ["data qlora", "eval base", "train qlora", *(["train lora", *after] if after else [])]
+    assert ("error: not finished, for the reasons above: qlora" in done.stderr) == bool(after)
+
+
+@pytest.mark.parametrize("given", ["SOURCE=a.json", "method=dora"])
+def test_make_refuses_a_variable_that_it_would_ignore(given: str) -> None:
+    done = subprocess.run(["make", "all", given, f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"unknown variable {given.partition('=')[0]}; known: METHOD METHODS" in done.stderr
+
+
+def test_combined_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"instruction": "i", "output": "o"}\n')
+    places = [f"{name}={tmp_path / name.lower()}" for name in ("DATA_DIR", "RUNS_DIR", "REPORT_DIR")]
+    command = ["make", "compare", "METHODS=lora combined", f"SOURCES=mine={tmp_path / 'mine.jsonl'}", "NAME=mine", "RECIPE=tiny", *places]
+    done = subprocess.run([*command, f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "combined chooses its weights on validation rows: give --valid-per-source" in done.stderr
+    assert not (tmp_path / "data_dir").exists()

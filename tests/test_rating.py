@@ -451,7 +451,7 @@ def test_without_a_terminal_lines_are_keys(folder: Path) -> None:
         (["--rater", "a/b"], "'a/b' cannot name a rater: use letters, digits, '-' and '_'"),
         (["--import", "x.csv"], "--import needs --rater, and no --export"),
         (["--ratr", "anna"], "unknown flag '--ratr'; did you mean '--rater'?"),
-        (["--name", "none"], "no evaluated run in {runs}/none; make some with: make all METHOD=qlora"),
+        (["--name", "none"], "no evaluated run in {runs}/none; make some with: make all METHOD=qlora NAME=none"),
     ],
 )
 def test_user_errors_are_one_line(folder: Path, more: list[str], message: str) -> None:

@@ -86,7 +86,8 @@ def test_the_report_says_what_the_runs_used_and_not_what_its_own_flags_say(tiny:
 
     small = ("--train-per-source", "10", "--test-per-source", "5")
     prepare(tiny(*small))
-    folder = made_run(tiny("--method", "lora", *small, "--limit-test", "3"), ["a lake"] * 3)
+    made_from = sha256(tiny().data_path / "manifest.json")
+    folder = made_run(tiny("--method", "lora", *small, "--limit-test", "3"), ["a lake"] * 3, data=made_from)
     write_json(folder / "train.json", read_json(folder / "train.json") | {"rows_left_out": 6})
     text = build(tiny())[2]
     assert (
@@ -360,3 +361,20 @@ def test_a_report_needs_no_torch(tiny: Make) -> None:
                           capture_output=True, text=True, timeout=240, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "report:" in done.stdout
+
+
+def test_data_that_were_rebuilt_are_not_described_as_those_of_the_runs(tiny: Make) -> None:
+    from kit.dataset import prepare
+
+    small = ("--train-per-source", "10", "--test-per-source", "5")
+    prepare(tiny(*small))
+    made_run(tiny("--method", "lora", *small), ["a lake"] * 3, data="of before")
+    _, notes, text = build(tiny())
+    assert [n for n in notes if "was rebuilt after these runs were made" in n]
+    assert "## Data" not in text
+
+
+@pytest.mark.parametrize(("scripts", "said"), [({"LATIN": 95, "CJK": 5}, False), ({"LATIN": 50, "CJK": 30, "DEVANAGARI": 20}, True), ({}, False)])
+def test_rows_that_the_word_metrics_cannot_see_are_told(scripts: dict[str, int], said: bool) -> None:
+    notes = write.unseen({"splits": {"test": {"scripts": scripts}}})
+    assert [n.startswith("50% of the test rows are not in Latin letters: ROUGE-L counts a to z") for n in notes] == [True] * said

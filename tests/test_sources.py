@@ -230,3 +230,17 @@ def test_a_source_of_ones_own_needs_a_file() -> None:
     for spec in ("mine", "mine=some/dataset"):
         with pytest.raises(UserError, match="unknown source 'mine'"):
             Stream(spec)
+
+
+def test_a_system_text_and_a_history_beside_the_turns_are_used() -> None:
+    repairs: Counter[str] = Counter()
+    shared = {"system": "Be brief", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    assert from_turns(shared, repairs)["messages"] == [{"role": "user", "content": "Be brief\n\nq"}, {"role": "assistant", "content": "a"}]
+    told = {"system": "no", "messages": [{"role": "system", "content": "yes"}, *({"role": r, "content": "x"} for r in ("user", "assistant"))]}
+    assert from_turns(told, repairs)["messages"][0]["content"] == "yes\n\nx"
+    row = {"system_prompt": "S", "instruction": "i", "input": "n", "output": "o", "history": [["q", "a"]]}
+    made = from_instruction(row, repairs)
+    assert [m["content"] for m in made["messages"]] == ["S\n\nq", "a", "i\n\nInput: n", "o"]
+    assert "input" not in made  # its heading belongs to the first question
+    assert from_instruction({"instruction": "i", "output": "o", "history": [], "system": ""}, repairs)["messages"][0]["content"] == "i"
+    assert repairs == {"system_text_beside_the_turns": 2, "history_before_the_instruction": 1}

@@ -57,7 +57,7 @@ def collect(runs: Path) -> list[Row]:
     """A row for each run folder, base first, then in METHODS' order and by seed; a damaged run has status `damaged` and its reason."""
     folders = [p for p in sorted(runs.glob("*/")) if (p / "config.json").exists() or p.name.partition("-s")[0] in (BASE, *METHODS)]
     if not folders:
-        raise UserError(f"no runs in {runs}; make some with: make all METHOD=qlora")
+        raise UserError(f"no runs in {runs}; make some with: make all METHOD=qlora NAME={runs.name}")
     order = [BASE, *METHODS]
     rows = [_row(folder) for folder in folders]
     count = Counter(r["method"] for r in rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from kit.config import BASE, RunConfig
 from kit.errors import UserError
-from kit.files import write_bytes, write_json, write_text
+from kit.files import sha256, write_bytes, write_json, write_text
 from kit.report.about import read_optional, values
 from kit.report.answers import Results, gather, human
 from kit.report.blocks import Block
@@ -47,12 +47,26 @@ def inputs(config: RunConfig) -> Inputs:
     found, notes = verdicts(results)
     manifest, unread = read_optional(config.data_path / "manifest.json", MANIFEST)
     stats, no_stats = read_optional(config.data_path / "dataset_stats.json", STATS)
-    notes = [*warnings(results), *notes, *unread, *no_stats]
+    if manifest and any(r["provenance"]["data"] != sha256(config.data_path / "manifest.json") for r in results.rows if r["provenance"]):
+        manifest = stats = None
+        unread.append(f"{config.data_path} was rebuilt after these runs were made: it is not the data they saw, and is not described here")
+    notes = [*warnings(results), *notes, *unread, *no_stats, *unseen(stats)]
     try:
         rated = human(folder, results)
     except UserError as error:
         rated, notes = None, [*notes, *error.problems]
     return Inputs(results, found, notes, [], manifest, stats, rated)
+
+
+def unseen(stats: Mapping[str, Any] | None) -> list[str]:
+    """Whether the metrics of words see the test rows' words at all."""
+    scripts: dict[str, int] = ((stats or {}).get("splits", {}).get("test") or {}).get("scripts") or {}
+    other = sum(n for script, n in scripts.items() if script != "LATIN")
+    if not other or other <= RESEMBLING * sum(scripts.values()):
+        return []
+    share = other / sum(scripts.values())
+    return [f"{share:.0%} of the test rows are not in Latin letters: ROUGE-L counts a to z and digits alone, and BLEU-4 takes Chinese or Thai text without "
+            "spaces for one word; there look at perplexity and chrF"]  # fmt: skip
 
 
 def summary(given: Inputs) -> dict[str, Any]:
