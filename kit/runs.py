@@ -97,7 +97,7 @@ def _cpu() -> str | None:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or None)
 
 
 def _driver() -> str | None:

@@ -90,8 +90,8 @@ def test_a_short_run_is_not_judged_by_its_learning_rate() -> None:
 
 
 def test_nobody_is_blamed_for_what_two_steps_cannot_do() -> None:
-    """As the first half of a hybrid of four steps: the rate begins at zero."""
-    assert [verdicts(steps=n, fed=False, value=2.0, end=2.0)["moved"] for n in (2, 3)] == [None, False]
+    """As the first half of a hybrid of four steps: the rate begins at zero. But what changed nothing at all was no training."""
     found = verdicts(steps=2, fed=False, value=2.0, end=2.0)
-    assert {name for name, passed in found.items() if passed is None} == {"gradients", "moved", "loss_fell", "learning_rate"}
+    assert {name for name, passed in found.items() if passed is None} == {"gradients", "loss_fell", "learning_rate"}
+    assert found["moved"] is False
     assert verdicts(steps=2, value=float("nan"))["finite"] is False

@@ -223,3 +223,9 @@ def test_effective_batches_are_random_and_sorted_inside() -> None:
     tops = [max(lengths[i] for i in order[start : start + 8]) for start in range(8, 800, 8)]
     falls = sum(a > b for a, b in itertools.pairwise(tops))
     assert 30 < falls < 70  # neither sorted up nor down: the batches are shuffled
+
+
+def test_a_line_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"a": 1}\n' + '{"a":' * 50_000 + "\n")
+    with pytest.raises(UserError, match=r"log.jsonl, line 2: not valid JSON"):
+        list(read_jsonl(tmp_path / "log.jsonl"))
