@@ -378,3 +378,16 @@ def test_data_that_were_rebuilt_are_not_described_as_those_of_the_runs(tiny: Mak
 def test_rows_that_the_word_metrics_cannot_see_are_told(scripts: dict[str, int], said: bool) -> None:
     notes = write.unseen({"splits": {"test": {"scripts": scripts}}})
     assert [n.startswith("50% of the test rows are not in Latin letters: ROUGE-L counts a to z") for n in notes] == [True] * said
+
+
+def test_only_the_mark_of_a_line_is_coloured() -> None:
+    from rich.console import Console
+
+    shown = Console(record=True, width=100, file=io.StringIO())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tables, "console", shown)
+        tables.gate_lines({"moved": {"passed": True, "detail": "all"}})
+        tables.fairness_lines([("a", "b", ["other rows"])])
+    styled = shown.export_text(styles=True)
+    assert "\x1b[32m✓ passed     \x1b[0mmoved: all" in styled
+    assert "\x1b[1mnot ranked: \x1b[0ma and b: other rows" in styled

@@ -118,7 +118,7 @@ def gate_lines(checks: dict[str, Any]) -> None:
     """One line for each gate; a mark and a word, so that colour is not needed."""
     for name, gate in checks.items():
         word, style = {True: ("✓ passed", "green"), False: ("✗ FAILED", "bold red"), None: ("– not judged", "dim")}[gate["passed"]]
-        console.print(Text(f"{word:<13}", style=style) + Text(f"{name.replace('_', ' ')}: {gate['detail']}", style=""), soft_wrap=True)
+        console.print(Text.assemble((f"{word:<13}", style), f"{name.replace('_', ' ')}: {gate['detail']}"), soft_wrap=True)
 
 
 def sweep_table(found: dict[str, Any], config: RunConfig) -> None:
@@ -202,7 +202,7 @@ def verdict_table(found: Sequence[Verdict]) -> None:
 def fairness_lines(unfair: Sequence[tuple[str, str, list[str]]]) -> None:
     """The pairs that must not be ranked, with the reasons."""
     for line in by_reason(unfair):
-        console.print(Text("not ranked: ", style="bold") + Text(line, style=""))
+        console.print(Text.assemble(("not ranked: ", "bold"), line))
 
 
 def bench_table(found: dict[str, Any]) -> None:
