@@ -99,7 +99,7 @@ comma := ,
 space := $(subst ,, )
 
 # The method that asks the most of the data: combined wants validation rows, and says so before hours go into the others.
-ASKED = $(if $(filter compare,$(MAKECMDGOALS)),$(or $(filter combined,$(METHODS)),$(firstword $(METHODS))),$(lastword $(RUNS)))
+ASKED = $(if $(filter compare sweep,$(MAKECMDGOALS)),$(or $(filter combined,$(METHODS)),base),$(lastword $(RUNS)))
 
 data: $(READY) ## build the data and show what was kept and dropped
 	@$(RUN)/data.py --method '$(ASKED)' $(FLAGS)

@@ -166,7 +166,7 @@ def test_make_compare_goes_on_after_a_method_that_fails_and_stops_when_it_is_tol
     done = subprocess.run(["make", "compare", "METHODS=qlora lora dora", f"PYTHON={stand_in}"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2  # make's own
     given = [line.strip() for line in (tmp_path / "log").read_text().splitlines()]
-    assert given == ["data qlora", "eval base", "train qlora", *(["train lora", *after] if after else [])]
+    assert given == ["data base", "eval base", "train qlora", *(["train lora", *after] if after else [])]
     assert ("error: not finished, for the reasons above: qlora" in done.stderr) == bool(after)
 
 
