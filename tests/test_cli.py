@@ -185,3 +185,12 @@ def test_combined_is_refused_before_anything_is_built(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "combined chooses its weights on validation rows: give --valid-per-source" in done.stderr
     assert not (tmp_path / "data_dir").exists()
+
+
+def test_what_uv_is_told_beside_the_lock_is_what_the_lock_says() -> None:
+    """uv puts an override of pyproject.toml above the versions of the file that it installs."""
+    import tomllib
+
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["uv"]["override-dependencies"]
+    locked = [line.partition(" ;")[0] for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()]
+    assert [line for line in told if line not in locked] == []
