@@ -31,11 +31,10 @@ FLAGS = --recipe '$(RECIPE)' $(foreach s,$(SOURCES),--source '$(s)') \
         $(if $(RUNS_DIR),--runs-dir '$(RUNS_DIR)') $(if $(REPORT_DIR),--report-dir '$(REPORT_DIR)') $(ARGS)
 RUN = $(PYTHON) scripts
 
-# A misspelt variable would be ignored.
-KNOWN  := METHOD METHODS RECIPE SEED SEEDS SOURCES NAME DATA_DIR RUNS_DIR REPORT_DIR RATER OUT ARGS PYTHON VENV
-GIVEN  := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
-ifneq ($(filter-out $(KNOWN) MAKE% -%,$(GIVEN)),)
-$(error unknown variable $(firstword $(filter-out $(KNOWN) MAKE% -%,$(GIVEN))); known: $(KNOWN))
+# A misspelt variable would be ignored; others, such as HF_TOKEN, are for the programs that are run.
+MISSPELT := $(strip $(foreach v,SOURCE RECIPES ARG NAMES method methods recipe seed seeds source sources name args rater out,$(if $(filter command,$(origin $(v))),$(v))))
+ifneq ($(MISSPELT),)
+$(error unknown variable $(MISSPELT); known: METHOD METHODS RECIPE SEED SEEDS SOURCES NAME DATA_DIR RUNS_DIR REPORT_DIR RATER OUT ARGS PYTHON)
 endif
 
 # Before hours go into other methods than those that were meant.
@@ -99,7 +98,7 @@ comma := ,
 space := $(subst ,, )
 
 # The method that asks the most of the data: combined wants validation rows, and says so before hours go into the others.
-ASKED = $(if $(filter compare sweep,$(MAKECMDGOALS)),$(or $(filter combined,$(METHODS)),base),$(lastword $(RUNS)))
+ASKED = $(if $(filter compare,$(MAKECMDGOALS)),$(or $(filter combined,$(METHODS)),base),$(lastword $(RUNS)))
 
 data: $(READY) ## build the data and show what was kept and dropped
 	@$(RUN)/data.py --method '$(ASKED)' $(FLAGS)

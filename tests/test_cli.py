@@ -175,6 +175,7 @@ def test_make_refuses_a_variable_that_it_would_ignore(given: str) -> None:
     done = subprocess.run(["make", "all", given, f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"unknown variable {given.partition('=')[0]}; known: METHOD METHODS" in done.stderr
+    assert subprocess.run(["make", "help", "HF_TOKEN=x", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
 def test_combined_is_refused_before_anything_is_built(tmp_path: Path) -> None:

@@ -250,8 +250,8 @@ def _power(found: Sequence[Verdict]) -> list[str]:
 
 
 def possible(v: Verdict) -> bool:
-    """Whether the difference that the test could find exists on the metric's scale."""
-    return bool(v["unit"] != "points" or v["detectable"] < 100)
+    """Whether the difference that the test could find exists on the metric's scale; with nothing to go by, it is 0."""
+    return bool(v["detectable"] > 0 and (v["unit"] != "points" or v["detectable"] < 100))
 
 
 def _seeds(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:

@@ -61,7 +61,7 @@ def inputs(config: RunConfig) -> Inputs:
 def unseen(stats: Mapping[str, Any] | None) -> list[str]:
     """Whether the metrics of words see the test rows' words at all."""
     scripts: dict[str, int] = ((stats or {}).get("splits", {}).get("test") or {}).get("scripts") or {}
-    other = sum(n for script, n in scripts.items() if script != "LATIN")
+    other = sum(n for script, n in scripts.items() if script not in ("LATIN", "none"))
     if not other or other <= RESEMBLING * sum(scripts.values()):
         return []
     share = other / sum(scripts.values())
