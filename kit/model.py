@@ -209,10 +209,13 @@ def import_unsloth() -> Any:
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "unsloth_compiled"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     known = "unsloth" in sys.modules
-    import unsloth
-
+    gc.disable()
+    try:
+        import unsloth
+    finally:
+        gc.enable()
     quiet()
-    if not known:  # What is imported stays: half a million objects that each full collection would visit, for 0.3 s.
+    if not known:  # What is imported stays: half a million objects that each full collection would visit, for 0.3 s, also while they come.
         gc.freeze()
     return unsloth
 

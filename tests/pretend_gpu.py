@@ -36,7 +36,9 @@ def pretend(capability: tuple[int, int]) -> list[Any]:
         setattr(cuda, name, lambda *_, answer=answer, **__: answer)
     torch._C._cuda_getCurrentRawStream = lambda *_: 0  # type: ignore[attr-defined]
     os.geteuid = lambda: 1000  # else Unsloth, not finding CUDA's libraries, calls ldconfig
-    import unsloth
+    from kit.model import import_unsloth
+
+    import_unsloth()
     import unsloth.models._utils
     import unsloth_zoo.device_type
 
