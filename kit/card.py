@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from kit import dataset
 from kit.config import BASE, RunConfig
+from kit.console import printable
 from kit.files import read_json, write_text
 from kit.gates import failed
 from kit.hub import BUILTIN
 from kit.metrics import METRICS
 from kit.model import saved_folder
-from kit.rating import printable
 from kit.report.rows import duration, interval, number
 from kit.sources import SOURCES
 

@@ -9,10 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from kit.config import BASE, RunConfig
-from kit.console import say
+from kit.console import printable, say
 from kit.model import load_base, load_trained
 from kit.prompts import Renderer
-from kit.rating import printable
 
 HELP = "/base: the untuned model and back, /new: forget the conversation, /quit"
 

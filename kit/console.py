@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 
@@ -13,6 +14,8 @@ if sys.stdout is None:  # closed by whoever started this
 
 # Off-terminal rich assumes 80 columns and wraps tables in logs; COLUMNS still wins.
 WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
+# What a terminal would obey or a reader could not see: controls, direction overrides, line separators, lone surrogates.
+UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Steady(Console):
@@ -34,3 +37,8 @@ def say(text: str) -> None:
 def counts(by_reason: Mapping[str, int]) -> str:
     """{"empty_reply": 3} -> "3 empty reply"; nothing counted is a dash."""
     return ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in sorted(by_reason.items())) or "—"
+
+
+def printable(text: str) -> str:
+    """Foreign text with everything that a terminal would obey spelled out: ESC reads \\x1b."""
+    return UNSAFE.sub(lambda m: m[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))

@@ -65,6 +65,11 @@ def measured(record: Mapping[str, Any], config: RunConfig) -> bool:
     return bool(block["sha256"] == sha256(_own(wanted)))
 
 
+def asked(name: str) -> str:
+    """The --forgetting-text that gave a text of this name; a file of one's own is known by its name alone."""
+    return next((word for word, hub in HUB.items() if hub.name == name), name)
+
+
 def load(config: RunConfig) -> tuple[Text | None, str | None]:
     """The text, or None and the reason: turned off, or a hub that cannot be reached. A file that cannot be used is a UserError."""
     from kit.hub import Unreachable

@@ -24,19 +24,21 @@ def main() -> None:
         raise UserError("--import needs --rater, and no --export")
     config = announced(flags)
 
-    from kit import rating
     from kit.console import say
+    from kit.rating import screen, sheet
+    from kit.rating.deck import deck, evaluated
+    from kit.rating.ledger import CRITERIA, OVERALL
 
     folder, rater = Path(config.runs_dir) / config.name, rater or "rater"
-    criteria = rating.OVERALL if overall else rating.CRITERIA
+    criteria = OVERALL if overall else CRITERIA
     if filled:
-        say(f"{rating.import_csv(Path(filled), folder, rater)} new ratings by {rater} from {filled}")
+        say(f"{sheet.import_csv(Path(filled), folder, rater)} new ratings by {rater} from {filled}")
     elif target:
-        cards = rating.deck(rating.evaluated(folder), rater, limit=items, seed=config.data_seed)
-        rating.export_csv(Path(target), cards, criteria)
+        cards = deck(evaluated(folder), rater, limit=items, seed=config.data_seed)
+        sheet.export_csv(Path(target), cards, criteria)
         say(f"{len(cards)} replies in {target}; fill in 0 to 5, then: python scripts/rate.py --import {shlex.quote(target)} --name {config.name} --rater YOU")
     else:
-        rating.rate(folder, rater, criteria=criteria, limit=items, seed=config.data_seed)
+        screen.rate(folder, rater, criteria=criteria, limit=items, seed=config.data_seed)
 
 
 if __name__ == "__main__":

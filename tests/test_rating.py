@@ -24,12 +24,15 @@ import pytest
 from conftest import ROOT
 from rich.cells import cell_len
 
-from kit import agreement, rating
-from kit.agreement import alpha, spearman, summary, weighted_kappa
 from kit.config import RunConfig
+from kit.console import printable
 from kit.errors import UserError
 from kit.files import write_json, write_jsonl
-from kit.rating import CRITERIA, OVERALL, Item, Rating, Session, deck, items, open_ledger, read_ratings, standing
+from kit.rating import agreement, sheet
+from kit.rating.agreement import alpha, spearman, summary, weighted_kappa
+from kit.rating.deck import Item, deck, evaluated, items
+from kit.rating.ledger import CRITERIA, OVERALL, Rating, open_ledger, read_ratings, standing
+from kit.rating.screen import Session
 from kit.runs import open_run
 
 Make = Callable[..., RunConfig]
@@ -121,7 +124,7 @@ def test_an_unfinished_evaluation_does_not_count(folder: Path) -> None:
     for run in ("dora-s0", "lora-s0"):
         (folder / run / "eval.json").unlink()
     with pytest.raises(UserError, match="no evaluated run in"):
-        rating.evaluated(folder)
+        evaluated(folder)
 
 
 # The ledger
@@ -144,7 +147,7 @@ def test_what_was_added_stands_and_what_was_undone_does_not(folder: Path) -> Non
 
 def test_each_rating_is_on_the_disk_before_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
-    monkeypatch.setattr(rating.os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
     fill(folder, "anna", lambda _: 2)
     ends = list(itertools.accumulate(len(line) for line in (folder / "ratings" / "anna.jsonl").read_bytes().splitlines(keepends=True)))
     assert synced == ends
@@ -267,15 +270,15 @@ def test_paging_shows_every_character_and_no_line_is_too_wide(session: Session, 
             break
     body = "".join(seen[n] for n in sorted(seen))
     squeeze = lambda s: re.sub(r"\s", "", s)  # noqa: E731
-    assert squeeze(body) == squeeze("Prompt" + "lake" * 300 + "Reply" + rating.printable(text))
+    assert squeeze(body) == squeeze("Prompt" + "lake" * 300 + "Reply" + printable(text))
     assert sorted(seen) == list(range(len(seen)))
 
 
 def test_nothing_in_a_reply_commands_the_terminal() -> None:
-    shown = rating.printable(HOSTILE + "\ud800")
+    shown = printable(HOSTILE + "\ud800")
     assert shown == "\\x1b[2J\\x1b]0;owned\\x07 \\x9b31m \\u202eabc [bold]x[/bold] =1\nend\\ud800"
     family = "👩‍👩‍👧 می‌خواهم\tü\n"
-    assert rating.printable(family) == family
+    assert printable(family) == family
 
 
 def test_the_reference_comes_on_demand_and_into_view(session: Session) -> None:
@@ -495,13 +498,13 @@ def test_a_csv_goes_out_blind_and_comes_back_filled(folder: Path, tmp_path: Path
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "＝"])
 def test_no_cell_of_an_export_runs_as_a_formula(tiny: Make, tmp_path: Path, start: str) -> None:
     folder = made(tiny("--method", "base"), [f'{start}1+1 \x1b[2J, "quoted"\nline'])
-    rating.export_csv(tmp_path / "out.csv", cards(folder), OVERALL)
+    sheet.export_csv(tmp_path / "out.csv", cards(folder), OVERALL)
     (row,) = table(tmp_path / "out.csv")
     assert row["reply"] == f'\'{start}1+1 \\x1b[2J, "quoted"\nline'
     row["overall"] = "2"
-    assert rating.import_csv(saved(tmp_path / "in.csv", [row]), folder, "anna") == 1
+    assert sheet.import_csv(saved(tmp_path / "in.csv", [row]), folder, "anna") == 1
     with pytest.raises(UserError, match="exists; choose another file"):
-        rating.export_csv(tmp_path / "out.csv", cards(folder), OVERALL)
+        sheet.export_csv(tmp_path / "out.csv", cards(folder), OVERALL)
 
 
 def test_every_problem_of_a_csv_is_reported_with_its_line_and_nothing_is_taken(folder: Path, tmp_path: Path) -> None:
@@ -509,7 +512,7 @@ def test_every_problem_of_a_csv_is_reported_with_its_line_and_nothing_is_taken(f
     for n, change in enumerate([{"overall": "6"}, {"overall": "2.5"}, {"item": "nobody"}, {"item": rows[0]["item"]}, {"overall": "good"}], 1):
         rows[n] |= change
     with pytest.raises(UserError) as error:
-        rating.import_csv(saved(tmp_path / "in.csv", rows), folder, "anna")
+        sheet.import_csv(saved(tmp_path / "in.csv", rows), folder, "anna")
     found = [p.removeprefix(f"{tmp_path / 'in.csv'}, ") for p in error.value.problems]
     assert found == [
         "line 4: overall is '6', not one of 0 to 5",
@@ -531,7 +534,7 @@ def test_what_is_no_filled_csv_is_refused(folder: Path, tmp_path: Path, content:
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
-        rating.import_csv(path, folder, "anna")
+        sheet.import_csv(path, folder, "anna")
 
 
 # What the scores say

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from kit.rating import printable
+from kit.console import printable
 from kit.report import html, markdown, pdf
 from kit.report.blocks import Block, Bullets, Cell, Code, Figure, Heading, Paragraph, Sample, Samples, Table
 

@@ -99,6 +99,21 @@ def test_the_report_says_what_the_runs_used_and_not_what_its_own_flags_say(tiny:
     assert wanted in text
 
 
+def test_the_commands_to_reproduce_name_the_general_text(tiny: Make) -> None:
+    from kit.forgetting import HUB
+
+    perplexity = {"value": 20.0, "low": 19.0, "high": 21.0}
+    for seed, text in enumerate(("builtin", HUB["wikitext"].name, "my notes.txt")):
+        found = {"text": text, "sha256": "x", "tokens": 9, "perplexity": perplexity, "kl": None}
+        made_run(tiny("--method", "lora", "--seed", str(seed)), ["a lake"] * 3, forgetting=found)
+    lines = [line for line in build(tiny())[2].splitlines() if line.startswith("make compare RECIPE")]
+    assert lines == [
+        'make compare RECIPE=tiny METHODS="lora"',
+        'make compare RECIPE=tiny METHODS="lora" SEEDS="1" ARGS=\'--forgetting-text wikitext\'',
+        "make compare RECIPE=tiny METHODS=\"lora\" SEEDS=\"2\" ARGS='--forgetting-text '\"'\"'my notes.txt'\"'\"''",
+    ]
+
+
 def test_the_same_runs_give_the_same_bytes(tiny: Make) -> None:
     made_run(tiny("--method", "base"), ["a"] * 3)
     made_run(tiny("--method", "qlora"), ["the lake"] * 3)
@@ -260,7 +275,8 @@ def test_what_an_evaluation_adds_is_shown(tiny: Make) -> None:
 
 
 def test_human_scores_are_shown_with_their_agreement(tiny: Make) -> None:
-    from kit.rating import CRITERIA, deck, items, open_ledger
+    from kit.rating.deck import deck, items
+    from kit.rating.ledger import CRITERIA, open_ledger
 
     made_run(tiny("--method", "base"), ["a", "b", "c", "d"] * 2)
     made_run(tiny("--method", "lora"), ["the lake is blue", "the lake", "b", "c"] * 2)

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from kit.report.ranking import families
+from kit.report.recommendation import recommendation
 from kit.report.rows import COLUMNS, SCORES, Row, blank, title
-from kit.report.study import BUILT_IN, discussion, families, headline, pair, recommendation, results
+from kit.report.study import discussion, headline, pair, results
 from kit.report.verdicts import both_ways
+from kit.report.words import BUILT_IN
 
 Verdict = dict[str, Any]
 

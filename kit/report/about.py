@@ -11,10 +11,11 @@ from typing import Any
 from kit.config import BASE, fields, load_recipe, recipes, resolve
 from kit.console import counts
 from kit.errors import UserError
+from kit.forgetting import asked
 from kit.methods import METHODS
 from kit.report.blocks import Block, Bullets, Cell, Code, Heading, Paragraph, Table
 from kit.report.rows import COLUMNS, MISSING, SCORES, Row, duration, number, optional, title
-from kit.report.study import BUILT_IN, built_in, names, sentence
+from kit.report.words import BUILT_IN, built_in, names, sentence
 from kit.statistics import METHOD_NOTE
 
 LIMITS = (
@@ -154,7 +155,7 @@ def reproduce(rows: Sequence[Row], manifest: Mapping[str, Any] | None) -> list[B
     grouped: dict[tuple[str, ...], dict[str, list[int]]] = {}
     for row in rows:
         if row["config"] and row["method"] in METHODS:
-            grouped.setdefault(_command(row["config"]), {}).setdefault(row["method"], []).append(row["seed"] or 0)
+            grouped.setdefault(_command(row), {}).setdefault(row["method"], []).append(row["seed"] or 0)
     for (variables, extra), methods in grouped.items():
         for seeds in dict.fromkeys(tuple(s) for s in methods.values()):
             those = " ".join(m for m, s in methods.items() if tuple(s) == seeds)
@@ -167,14 +168,17 @@ def reproduce(rows: Sequence[Row], manifest: Mapping[str, Any] | None) -> list[B
     return [Heading("How to reproduce"), Code("\n".join(lines)), *made_from]
 
 
-def _command(config: Mapping[str, Any]) -> tuple[str, str]:
+def _command(row: Row) -> tuple[str, str]:
     """(Make's variables, other flags) that give a run's settings back."""
+    config, text = row["config"], (row["forgetting"] or {}).get("text")
     name = config["name"]
     variables = f"RECIPE={config['recipe']}" + (f" NAME={name}" if name != config["recipe"] else "")
     try:
-        standard = resolve({"recipe": config["recipe"], "name": name, "method": config["method"], "scale_down": config.get("scale_down", False)}).identity()
+        usual = resolve({"recipe": config["recipe"], "name": name, "method": config["method"], "scale_down": config.get("scale_down", False)})
+        standard = usual.identity() | {"forgetting_text": usual.forgetting_text}
     except UserError:  # a recipe that is no longer there
         standard = {}
+    config = config | ({"forgetting_text": asked(text)} if text else {})
     flags = ["--scale-down"] if config.get("scale_down") else []
     for key, field in fields().items():
         value = config.get(key)

@@ -199,8 +199,8 @@ def _average(values: Sequence[float | None]) -> float | None:
 
 def human(folder: Path, results: Results) -> Row | None:
     """What the raters' scores say, with each reply's own BLEU-4 and ROUGE-L beside; None if nobody rated."""
-    from kit.agreement import summary
-    from kit.rating import read_ratings
+    from kit.rating.agreement import summary
+    from kit.rating.ledger import read_ratings
 
     if not (ratings := read_ratings(folder)):
         return None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from kit.rating import printable
+from kit.console import printable
 
 BEST = "★ shown to be better than every method that it can fairly be compared with"
 

@@ -12,8 +12,10 @@ from kit.metrics import METRICS
 from kit.report import about, study
 from kit.report.answers import Results
 from kit.report.blocks import Block, Bullets, Cell, Figure, Heading, Paragraph, Sample, Samples, Table
+from kit.report.recommendation import recommendation
 from kit.report.rows import COLUMNS, MISSING, SCORES, SECONDARY, Row, cell, duration, interval, number, plain, title
 from kit.report.verdicts import LEGEND, Verdict, best, both_ways, by_reason, ledger, matrix
+from kit.report.words import names
 from kit.resampling import RESAMPLES
 
 Shown = Callable[[float | None], str]
@@ -53,7 +55,7 @@ def document(given: Inputs) -> list[Block]:
     return [
         Paragraph(study.headline(shown, given.found), "headline"),
         *comparison(shown, given.found), *(Paragraph(note, "note") for note in given.notes), *front,
-        Heading("Recommendation"), *(Paragraph(p) for p in study.recommendation(shown, given.found)),
+        Heading("Recommendation"), *(Paragraph(p) for p in recommendation(shown, given.found)),
         *about.introduction(shown), *about.approach(shown, len(unfair), n), *about.data(given.manifest, rows), *lengths,
         Heading("Results"), Bullets(study.results(shown, given.found)), *against_each_other(given.found), *figures.values(),
         *costs(rows), *verdict_table(given.found), *fairness(unfair), *scores(every), *secondary(every), *audit(rows),
@@ -200,7 +202,7 @@ def human(rows: Sequence[Row], rated: Row | None) -> list[Block]:
     runs = [name for name in labels if any(name in c["runs"] for c in criteria.values())]
     body = [[Cell(labels[name]), *(Cell(interval(c["runs"].get(name)), plain(c["runs"], name)) for c in criteria.values())] for name in runs]
     stale = f"; {rated['stale']} scores are of replies that have changed since, and left out" if rated["stale"] else ""
-    text = f"{rated['rated']:,} scores from 0 to 5 by {study.names(rated['raters']) or 'nobody'}, blind{stale}. Means with 95% intervals over replies."
+    text = f"{rated['rated']:,} scores from 0 to 5 by {names(rated['raters']) or 'nobody'}, blind{stale}. Means with 95% intervals over replies."
     agreement = []
     for name, c in criteria.items():
         found = {"Krippendorff's alpha": c["alpha"]} | {f"weighted kappa of {p}": v for p, v in c["kappa"].items()}

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from kit.rating import printable
+from kit.console import printable
 from kit.report.blocks import BEST, Block, Heading, plain
 
 LARGE = 300_000  # bytes; of a figure with more vector data than this the PNG is inlined

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from kit.rating import printable
+from kit.console import printable
 from kit.report.blocks import BEST, Block, Bullets, Cell, Code, Figure, Heading, Paragraph, Sample, Samples, Table
 
 

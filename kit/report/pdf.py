@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from kit.rating import printable
+from kit.console import printable
 from kit.report.blocks import BEST, Block, Figure, plain
 
 # What a font has no glyph for but draws nothing either: joiners, marks of direction, selectors, spaces.

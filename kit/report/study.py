@@ -2,62 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from itertools import permutations
-from typing import Any
+from collections.abc import Sequence
 
 from kit.config import BASE
 from kit.methods import METHODS
 from kit.metrics import METRICS
-from kit.report.rows import COLUMNS, SCORES, Row, duration, number, plain, title
+from kit.report.ranking import CLEARLY, COST, ahead, cheapest, contenders, fairly_with, families, front
+from kit.report.rows import COLUMNS, SCORES, Row, number, plain
 from kit.report.verdicts import Said, Verdict, beats, best, both_ways
+from kit.report.words import BUILT_IN, built_in, called, change, name, names, on, sentence
 
-BUILT_IN = "The model is built in to show that everything works: its scores say nothing about real models."
-COST: dict[str, tuple[str, Callable[[float], str]]] = {
-    "peak_memory_gib": ("memory", lambda v: number(v, 2, " GiB")), "train_wall_s": ("training time", duration),
-}  # fmt: skip
 # Where a reader should be told: replies this much longer or shorter than the references, and this share of them unfinished.
 LONG, UNFINISHED = 0.2, 0.05
-CLEARLY = 0.95
 # More methods than this are not listed pair by pair.
 MANY = 4
-
-
-def names(items: Sequence[str]) -> str:
-    """A, B and C."""
-    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
-
-
-def name(method: str) -> str:
-    return "the base model" if method == BASE else title(method)
-
-
-def sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def called(metrics: Sequence[str]) -> str:
-    return names([COLUMNS[m].title for m in metrics])
-
-
-def contenders(rows: Sequence[Row]) -> list[Row]:
-    """The tuned methods that can be ranked: evaluated, and no run of theirs failed a check."""
-    unfit = {r["method"] for r in rows if r["status"] == "done" and not r["ranked"]}
-    done = {r["method"]: r for r in reversed(rows) if r["status"] == "done" and r["method"] not in {BASE, *unfit}}
-    return list(reversed(done.values()))
-
-
-def change(v: Verdict) -> str:
-    """A difference with its interval, signs written out; one of logarithms in percent of the score itself."""
-    if v.get("unit") == "log %":
-        found = [100 * math.expm1(min(v[k], 1000.0) / 100) for k in ("delta", "low", "high")]
-        return "{:+,.1f}% [{:,.1f}%, {:,.1f}%]".format(*found).replace("-", "−")
-    return f"{v['delta']:+.1f} [{v['low']:.1f}, {v['high']:.1f}]".replace("-", "−")
-
-
-def on(v: Verdict) -> str:
-    return f"{COLUMNS[v['metric']].title}, {change(v)}"
 
 
 def headline(rows: Sequence[Row], found: Sequence[Verdict]) -> str:
@@ -79,10 +37,6 @@ def headline(rows: Sequence[Row], found: Sequence[Verdict]) -> str:
     if tuned and len(tuned) > 1 and all(ahead(said, BASE, m) for m in tuned):
         text += " None is worth using here: the base model is ahead of each."
     return sentence(f"{text} {BUILT_IN}" if built_in(rows) else text)
-
-
-def built_in(rows: Sequence[Row]) -> bool:
-    return any(str((r["config"] or {}).get("model", "")).startswith("builtin") for r in rows)
 
 
 def pair(rows: Sequence[Row], said: Said, a: str, b: str) -> str:
@@ -146,17 +100,6 @@ def _front_of_all(said: Said, tuned: Sequence[str]) -> list[str]:
         return []
     scope = "" if len(found) == 1 else f" that can be ranked with {'it' if len(first) == 1 else 'them'}"
     return [f"no method is shown to be ahead of {names([name(m) for m in first])}, and each other one{scope} is behind some method"]
-
-
-def cheapest(rows: Sequence[Row], methods: Sequence[str], key: str) -> Row | None:
-    """The row that needs the least, if that is known of all and it is clearly less than the others: a cost is measured once, without an interval."""
-    known = sorted((r for r in contenders(rows) if r["method"] in methods and r[key] is not None), key=lambda r: r[key])
-    return known[0] if len(known) == len(methods) and (len(known) == 1 or known[0][key] < CLEARLY * known[1][key]) else None
-
-
-def ahead(said: Said, a: str, b: str) -> bool:
-    """Whether a is fairly shown to be better than b on one metric at least, and is worse on none."""
-    return any(beats(said, a, b, m) for m in SCORES) and not any((a, b, m) in said and said[a, b, m]["verdict"] == "worse" for m in SCORES)
 
 
 def results(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
@@ -260,126 +203,3 @@ def _seeds(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
         return []
     who = "Every method" if len(alone) == len(contenders(rows)) > 1 else names(alone)
     return [f"{who} ran with one seed only: how much another seed would change is not in {'its' if len(alone) == 1 else 'these'} intervals."]
-
-
-def recommendation(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
-    """What to use, as far as verdicts and measured costs carry; methods that cannot fairly be compared are recommended apart or not at all."""
-    said, tuned = both_ways(found), [r["method"] for r in contenders(rows)]
-    last = [f"{BUILT_IN} This recommendation shows its form alone."] if built_in(rows) else []
-    if not tuned:
-        return ["There is no recommendation, because no tuned method can be ranked."]
-    if len(tuned) == 1:
-        if ahead(said, BASE, tuned[0]):
-            return [sentence(f"{name(tuned[0])} is not worth using. {_against_base(said, tuned[0])}"), *last]
-        only = f"{name(tuned[0])} is the only method that can be ranked: this says whether it is worth using, and not whether another would be better."
-        return [sentence(only), sentence(_against_base(said, tuned[0])), *last]
-    fair = families(said, tuned)
-    if all(ahead(said, BASE, m) for m in tuned):
-        return ["Use none of them: the base model, which was not tuned, is ahead of each (better on a metric, worse on none).", *last]
-    out = [text for family in fair if len(family) > 1 for text in _within(rows, said, family, alone=len(fair) == 1)]
-    single = {f[0]: fairly_with(said, f[0], tuned) for f in fair if len(f) == 1}
-    if apart := [name(m) for m, others in single.items() if not others]:
-        out.append(f"Not ranked against any other method (see Fairness): {names(apart)}.")
-    out += [f"{name(m)} can fairly be compared with {names([name(b) for b in others])} alone: see Results." for m, others in single.items() if others]
-    if not any(len(f) > 1 for f in fair):
-        out.append("There is no recommendation, because no two methods can fairly be ranked.")
-    return [*map(sentence, out), *last]
-
-
-def families(said: Said, methods: Sequence[str]) -> list[list[str]]:
-    """The methods in groups within which all pairs are fair; a method joins the first group that it fits."""
-    out: list[list[str]] = []
-    for m in methods:
-        fits = (f for f in out if all((v := said.get((m, other, SCORES[0]))) and not v["confounded"] for other in f))
-        if (home := next(fits, None)) is not None:
-            home.append(m)
-        else:
-            out.append([m])
-    return out
-
-
-def fairly_with(said: Said, method: str, tuned: Sequence[str]) -> list[str]:
-    return [b for b in tuned if b != method and (v := said.get((method, b, SCORES[0]))) and not v["confounded"]]
-
-
-def front(said: Said, family: Sequence[str]) -> list[str]:
-    """The methods that no other one is ahead of."""
-    return [a for a in family if not any(ahead(said, b, a) for b in family if b != a)]
-
-
-def _within(rows: Sequence[Row], said: Said, family: Sequence[str], *, alone: bool) -> list[str]:
-    first = front(said, family)
-    among = "" if alone else f"among {names([name(m) for m in family])}, "
-    worth = [m for m in first if not ahead(said, BASE, m)]
-    if not first:
-        return [sentence(f"{among}the verdicts contradict each other, and there is no recommendation.")]
-    if not worth:
-        return [sentence(f"{among}use none: the base model is ahead of {names([name(m) for m in first])}, which no other method is ahead of.")]
-    if len(worth) == 1:
-        text = _alone_in_front(said, worth[0], first)
-    elif conflicts := _conflicts(said, worth):
-        text = f"the metrics disagree, so it depends on which counts: {'; '.join(conflicts)}. {_by_cost(rows, worth, decides=False)}"
-    elif all(v["verdict"] == "equivalent" for (a, b, _), v in said.items() if a in worth and b in worth):
-        text = f"no difference that matters between {names([name(m) for m in worth])} on any metric. {_by_cost(rows, worth, decides=_gains(said, worth))}"
-    else:
-        between = "them" if set(worth) == set(family) and not alone else names([name(m) for m in worth])
-        text = f"the scores do not decide between {between}: none is shown to be ahead of another, which does not make them equal. "
-        text += _by_cost(rows, worth, decides=False)
-    return [sentence(among + text), *_price(rows, said, family, worth), *(sentence(_against_base(said, m)) for m in first)]
-
-
-def _gains(said: Said, methods: Sequence[str]) -> bool:
-    """Whether all are shown to be ahead of the base model, or were not compared with it."""
-    return all((m, BASE, SCORES[0]) not in said or ahead(said, m, BASE) for m in methods)
-
-
-def _alone_in_front(said: Said, method: str, first: Sequence[str]) -> str:
-    if not _gains(said, [method]):
-        return f"{name(method)} is not behind any other method, but no gain over the base model is shown: nothing here says that tuning is worth it."
-    if len(first) > 1:
-        return f"use {name(method)}: the base model is ahead of {names([name(m) for m in first if m != method])}."
-    return f"use {name(method)}: none is shown to be ahead of it, and each other one is behind some method (worse on a metric, better on none)."
-
-
-def _conflicts(said: Said, front: Sequence[str]) -> list[str]:
-    """What each method in front is better on than another one in front."""
-    return [f"{name(a)} is better than {name(b)} on {called(up)}" for a, b in permutations(front, 2) if (up := [m for m in SCORES if beats(said, a, b, m)])]
-
-
-def _by_cost(rows: Sequence[Row], front: Sequence[str], *, decides: bool = True) -> str:
-    least = {key: r for key in COST if (r := cheapest(rows, front, key))}
-    if not least:
-        return "What they need does not decide either."
-    methods = list(dict.fromkeys(r["method"] for r in least.values()))
-    needs = {m: names([f"the least {COST[k][0]} ({COST[k][1](r[k])})" for k, r in least.items() if r["method"] == m]) for m in methods}
-    if len(methods) == 1:
-        return f"Of these {name(methods[0])} needs {needs[methods[0]]}{': use it' if decides else ', if that is what counts'}."
-    return f"Choose by what is short: {names([name(m) + ' needs ' + needs[m] for m in methods])}."
-
-
-def _price(rows: Sequence[Row], said: Said, tuned: Sequence[str], front: Sequence[str]) -> list[str]:
-    """A method that is behind but needs the least memory of all, and what it gives up."""
-    least = cheapest(rows, tuned, "peak_memory_gib")
-    if not least or least["method"] in front:
-        return []
-    better = next((b for b in front if ahead(said, b, least["method"])), None)
-    if better is None:
-        return []
-    lost = [f"{COLUMNS[m].title} {change(said[least['method'], better, m])}" for m in SCORES if beats(said, better, least["method"], m)]
-    needs = f"{name(least['method'])} needs the least memory of all ({number(least['peak_memory_gib'], 2, ' GiB')})"
-    return [f"{needs}, at the price of {names(lost)} against {name(better)}."]
-
-
-def _against_base(said: Said, method: str) -> str:
-    found: list[Any] = [said.get((method, BASE, m)) for m in SCORES]
-    if None in found:
-        return f"Whether {name(method)} is better than not tuning at all is not known: the base model was not compared with it."
-    if found[0]["confounded"]:
-        return f"Whether {name(method)} is better than not tuning at all cannot be said: {'; '.join(found[0]['confounded'])}."
-    up = [v["metric"] for v in found if v["verdict"] == "better"]
-    down = [v["metric"] for v in found if v["verdict"] == "worse"]
-    if not up and not down:
-        same = all(v["verdict"] == "equivalent" for v in found)
-        return f"{name(method)} {'does not differ by what matters' if same else 'is not shown to differ'} from the base model on any metric."
-    parts = [f"{word} on {called(those)}" for word, those in (("better", up), ("worse", down)) if those]
-    return f"Against the base model {name(method)} is {', and '.join(parts)}."

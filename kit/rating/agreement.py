@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kit.rating import QUESTIONS, Rating
+from kit.rating.ledger import QUESTIONS, Rating
 
 Row = dict[str, Any]
 Array = npt.NDArray[np.float64]
