@@ -20,7 +20,6 @@ from kit.config import DATA_FIELDS, RunConfig
 from kit.console import counts, say
 from kit.errors import UserError
 from kit.files import held, read_json, read_jsonl, replaced_folder, sha256, write_json, write_jsonl
-from kit.sources import SOURCES as KNOWN
 from kit.sources import Stream
 
 SCHEMA = 3
@@ -101,8 +100,8 @@ class Pool:
             self.prompts.append(prompt_hash(row))
             sketches.add(row)
         self.signatures = sketches.matrix()
-        if self.stream.shape and self.stream.name not in KNOWN:
-            say(f"source {self.stream.name}: read as {self.stream.shape}")
+        if self.stream.told_by:
+            say(f"source {self.stream.name}: read as {self.stream.shape}, from {self.stream.told_by}")
         if not self.hashes:
             raise UserError(f"source {self.stream.name}: no usable rows in {self.stream.origin} (dropped: {counts(self.stream.dropped)})")
 
@@ -203,8 +202,9 @@ def _write(config: RunConfig, streams: list[Stream], splits: dict[str, list[Row]
     stats = measure(config, splits)
     manifest: dict[str, Any] = {"schema": SCHEMA, "inputs": inputs(config), "seed": config.data_seed, "format": config.format}
     manifest["sources"] = {
-        s.name: {"origin": s.origin, "revision": s.revision, "shape": s.shape, "rows_in": s.rows_in, "kept": s.rows_in - s.dropped.total(),
-                 "dropped": dict(sorted(s.dropped.items())), "repaired": dict(sorted(s.repaired.items()))}
+        s.name: {"origin": s.origin, "part": ":".join(s.part) if s.revision else None, "revision": s.revision, "shape": s.shape,
+                 "rows_in": s.rows_in, "kept": s.rows_in - s.dropped.total(), "dropped": dict(sorted(s.dropped.items())),
+                 "repaired": dict(sorted(s.repaired.items()))}
         | {split: sum(row["source"] == s.name for row in rows) for split, rows in splits.items()}
         for s in streams
     }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,10 @@ def hub_errors(what: str) -> Iterator[None]:
         if names & {"ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
             raise Unreachable(f"{what} is not in the local cache and the hub cannot be reached; check the network, or use --recipe tiny") from None
         if isinstance(error, (OSError, ValueError)) or any(word in type(error).__name__ for word in ("Dataset", "Safetensor")):
-            raise UserError(f"{what} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+            reason, *more = str(error).strip().splitlines()
+            if reason.startswith("Config name is missing"):
+                reason = f"it has subsets, and one must be named as OWNER/DATASET:SUBSET:SPLIT; {' '.join(more[:1])}"
+            raise UserError(f"{what} cannot be loaded: {reason}") from None
         raise
 
 
@@ -71,12 +74,12 @@ def commit_of(dataset: str) -> str:
     return sha
 
 
-def dataset_rows(dataset: str, split: str, revision: str) -> Iterator[dict[str, Any]]:
-    """The rows of a dataset's split at a commit."""
+def dataset_rows(dataset: str, part: Sequence[str], revision: str) -> Iterator[dict[str, Any]]:
+    """The rows of a dataset's split, `part` being [split] or [subset, split], at a commit."""
     from datasets import load_dataset
 
     with hub_errors(f"dataset {dataset}"):
-        rows = load_dataset(dataset, split=split, revision=revision)
+        rows = load_dataset(dataset, *part[:-1], split=part[-1], revision=revision)
     yield from rows
 
 

@@ -6,6 +6,7 @@ assistant. Rows that cannot become one are dropped under a named reason; repairs
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from kit.readers import READERS, TURNS, Record, records, suffix
 
 BUILTIN = Path(__file__).parent / "assets" / "data"
 INPUT = "\n\nInput: "
+HUB = re.compile(r"[\w.-]+/[\w.-]+(:[^:/]+){0,2}")  # a dataset's name on the hub, and which part of it
 NO_INPUT = {"noinput", "<noinput>", "no input", "none", "n/a", "<no input>"}
-# The names that the field's datasets give to a system text beside the turns, and to a turn's role and its text.
+# The names that the field's datasets give to a question, to what it is about and to its answer; the first that a row has counts.
+ASKED, ABOUT, ANSWER = ("instruction", "prompt", "question", "query"), ("input", "context"), ("output", "completion", "response", "answer")
+# To a system text beside the turns, and to a turn's role and its text.
 SYSTEM = ("system", "system_prompt")
 ROLE, CONTENT = ("role", "from", "speaker"), ("content", "value", "text")
 ROLES = {
@@ -96,21 +100,36 @@ def _part(part: Any, repairs: Counter[str]) -> str:
     return text
 
 
+def columns(row: Record) -> tuple[str, str | None, str]:
+    """The row's names for question, input and answer; WrongShape if it has no question or no answer."""
+    asked, about, answer = (next((k for k in names if k in row), None) for names in (ASKED, ABOUT, ANSWER))
+    if asked is None or answer is None:
+        raise WrongShape(f"a question ({', '.join(ASKED)}) and an answer ({', '.join(ANSWER)}), found {', '.join(sorted(row)) or 'no keys'}")
+    return asked, about, answer
+
+
 def from_instruction(row: Record, repairs: Counter[str]) -> Record:
-    """{instruction, input, output}, as in Alpaca: an input follows the instruction as "\\n\\nInput: ..."."""
-    if not {"instruction", "output"} <= row.keys():
-        raise WrongShape(f"keys instruction, input and output, found {', '.join(sorted(row))}")
-    instruction, extra, output = (text_of(row.get(k) or "", repairs) for k in ("instruction", "input", "output"))
+    """{instruction, input, output}, as in Alpaca, or by other names: an input follows the instruction as "\\n\\nInput: ..."."""
+    asked, about, answer = columns(row)
+    extra = text_of(row.get(about) or "", repairs) if about else ""
     if extra.lower().rstrip(".") in NO_INPUT:
         extra = ""
         repairs["noinput"] += 1
-    if not instruction:
+    before, question = _history(row, repairs), _side(row[asked], "user", repairs)
+    if not question or not question[-1][1]:
         raise Dropped("empty_prompt")
-    before = _history(row, repairs)
-    asked = ("user", f"{instruction}{INPUT}{extra}" if extra else instruction)
-    messages = conversation([*_system(row, repairs), *before, asked, ("assistant", output)], repairs)
+    if extra:
+        question[-1] = (question[-1][0], f"{question[-1][1]}{INPUT}{extra}")
+    messages = conversation([*_system(row, repairs), *before, *question, *_side(row[answer], "assistant", repairs)], repairs)
     # Kept apart so that the Alpaca format can show it under its own heading, which belongs to the first question.
-    return {"messages": messages, "input": extra} if extra and not before else {"messages": messages}
+    return {"messages": messages, "input": extra} if extra and not before and len(question) == 1 else {"messages": messages}
+
+
+def _side(value: Any, role: str, repairs: Counter[str]) -> list[tuple[str, str]]:
+    """A question or an answer as turns: a text, or a list of turns itself, as TRL has them."""
+    if isinstance(value, list) and value and all(isinstance(t, dict) and any(k in t for k in ROLE) for t in value):
+        return [_turn(t, repairs) for t in value]
+    return [(role, text_of(value or "", repairs))]
 
 
 def _system(row: Record, repairs: Counter[str]) -> list[tuple[str, str]]:
@@ -157,13 +176,14 @@ def _turn(turn: Any, repairs: Counter[str]) -> tuple[str, str]:
 SHAPES = {"instruction": from_instruction, "turns": from_turns}
 
 
-def shape_of(row: Record) -> str:
-    """The shape that a file's first row shows."""
-    if any(k in row for k in TURNS):
-        return "turns"
-    if {"instruction", "output"} <= row.keys():
-        return "instruction"
-    raise WrongShape(f"keys instruction and output, or a list of turns under one of {', '.join(TURNS)}; found {', '.join(sorted(row))}")
+def shape_of(row: Record) -> tuple[str, str]:
+    """The shape that a file's first row shows, and the columns it was told by."""
+    if found := next((k for k in TURNS if k in row), None):
+        return "turns", found
+    try:
+        return "instruction", ", ".join(filter(None, columns(row)))
+    except WrongShape as missing:
+        raise WrongShape(f"a list of turns under one of {', '.join(TURNS)}, or {missing}") from None
 
 
 @dataclass(frozen=True)
@@ -186,19 +206,19 @@ SOURCES: dict[str, Source] = {
 class Stream:
     """One source read row by row, as often as needed: `rows()` counts, `rows(wanted)` gives only the numbers that are wanted.
 
-    After a counting pass rows_in = conversations + sum(dropped).
+    After a counting pass rows_in = conversations + sum(dropped). A hub's dataset is OWNER/DATASET, OWNER/DATASET:SPLIT or OWNER/DATASET:SUBSET:SPLIT.
     """
 
     def __init__(self, spec: str) -> None:
         self.name, _, origin = spec.partition("=")
         known = SOURCES.get(self.name)
         if known is None and not origin:
-            raise UserError(unknown("source", self.name, SOURCES))
-        self.origin = origin or (known.hub if known else "")
-        self.path = _local(self.name, self.origin)
-        self.shape = known.shape if known else None
-        if known is None and self.path is None:
-            raise UserError(unknown("source", self.name, SOURCES) + "; a source of your own needs a file: NAME=FILE")
+            raise UserError(unknown("source", self.name, SOURCES) + "; a source of your own is NAME=FILE or NAME=OWNER/DATASET")
+        self.asked = origin or (known.hub if known else "")
+        self.path = _local(self.name, self.asked)
+        self.origin, *part = [self.asked] if self.path else self.asked.split(":")
+        self.part = part or [known.split if known else "train"]  # [split], or [subset, split]
+        self.shape, self.told_by = (known.shape if known and (self.path is None or origin == "builtin") else None), ""  # else the first row tells
         self.revision: str | None = None
         self.rows_in = 0
         self.dropped: Counter[str] = Counter()
@@ -206,7 +226,7 @@ class Stream:
 
     def fingerprint(self) -> str:
         """What identifies the content: the file's SHA-256, or the dataset's name on the hub."""
-        return f"{self.name}={self.origin}" if self.path is None else f"{self.name}=sha256:{sha256(self.path)}"
+        return f"{self.name}={self.asked}" if self.path is None else f"{self.name}=sha256:{sha256(self.path)}"
 
     def _records(self, wanted: Container[int] | None) -> Iterator[tuple[int, Record | None]]:
         if self.path is not None:
@@ -214,7 +234,7 @@ class Stream:
         from kit.hub import commit_of, dataset_rows
 
         self.revision = self.revision or commit_of(self.origin)
-        return enumerate(dataset_rows(self.origin, SOURCES[self.name].split, self.revision), 1)
+        return enumerate(dataset_rows(self.origin, self.part, self.revision), 1)
 
     def rows(self, wanted: Container[int] | None = None) -> Iterator[tuple[int, Record]]:
         """(row number, conversation) of every usable row, or of the wanted rows."""
@@ -224,7 +244,8 @@ class Stream:
             if record is None or (wanted is not None and number not in wanted):
                 continue
             try:
-                self.shape = self.shape or shape_of(record)
+                if self.shape is None:
+                    self.shape, self.told_by = shape_of(record)
                 repaired: Counter[str] = Counter()
                 row = SHAPES[self.shape](record, repaired)
             except Dropped as reason:
@@ -247,6 +268,6 @@ def _local(name: str, origin: str) -> Path | None:
         raise UserError(f"source {name}: {path} is a directory; give one file ({', '.join(READERS)}, each also with .gz)")
     if path.is_file():
         return path
-    if suffix(path) in READERS or origin.startswith(("/", ".", "~")) or origin.count("/") != 1:
+    if suffix(path) in READERS or origin.startswith(("/", ".", "~")) or not HUB.fullmatch(origin):
         raise UserError(f"source {name}: no such file: {origin}")
     return None

@@ -79,6 +79,33 @@ def test_a_public_dataset_is_pinned_and_later_read_from_the_cache(hub: Hub, clie
     assert client.manifest("cached")["files"] == client.manifest()["files"]
 
 
+PARTS = b"""---
+configs:
+- config_name: main
+  data_files:
+  - split: test
+    path: main/test.jsonl
+- config_name: other
+  data_files: other.jsonl
+---
+"""
+
+
+def test_a_dataset_of_ones_own_and_its_subsets(hub: Hub, client: Client) -> None:
+    asked = b"".join(json.dumps({"question": f"what is {i} and {i * i}", "answer": f"that is {i * 7}"}).encode() + b"\n" for i in range(60))
+    hub.repos["lab/parts"] = Repo({"README.md": PARTS, "main/test.jsonl": asked, "other.jsonl": b"{}\n"})
+    code, error, said = client(hub.endpoint, "--source", "sums=lab/parts:main:test")
+    assert code == 0, error
+    assert "source sums: read as instruction, from question, answer" in said
+    source = client.manifest()["sources"]["sums"]  # type: ignore[index]
+    assert (source["origin"], source["part"], source["revision"], source["rows_in"]) == ("lab/parts", "main:test", SHA, 60)
+    code, error, _ = client(hub.endpoint, "--source", "sums=lab/parts", "--name", "other")
+    assert (code, error.partition("; ")[::2]) == (2, (
+        "error: dataset lab/parts cannot be loaded: it has subsets, and one must be named as OWNER/DATASET:SUBSET:SPLIT",
+        "Please pick one among the available configs: ['main', 'other']",
+    ))  # fmt: skip
+
+
 def test_gated_before_and_after_the_licence_is_accepted(hub: Hub, client: Client) -> None:
     flags = ("--source", "tulu=lab/gated")
     for token in ("", TOKEN):

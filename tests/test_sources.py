@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from kit.errors import UserError
-from kit.sources import SOURCES, Dropped, Stream, WrongShape, conversation, from_instruction, from_turns
+from kit.files import write_jsonl
+from kit.sources import SOURCES, Dropped, Stream, WrongShape, conversation, from_instruction, from_turns, shape_of
 
 
 def turns(*pairs: str) -> list[tuple[str, str]]:
@@ -89,7 +91,7 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"instruction": "x", "output": "y"}\n{"instr', "a.jsonl, line 2: not valid JSON"),
-        ("a.jsonl", b'{}\n{"a": "\xff"}\n', "a.jsonl, row 1: expected keys instruction"),
+        ("a.jsonl", b'{}\n{"a": "\xff"}\n', "a.jsonl, row 1: expected a list of turns under one of messages, "),
         ("a.jsonl", b'{"a": "\xff"}\n', "a.jsonl, line 1, byte 8: not valid UTF-8"),
         ("a.json", b'[\n{"a": "\xff"}]', "a.json, line 2, byte 8: not valid UTF-8"),
         ("a.jsonl", b"[1]\n", "a.jsonl, line 1: expected a JSON object, found list"),
@@ -97,12 +99,12 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
         ("a.json", b"[1, 2", "a.json: not valid JSON"),
         ("a.json", b"", "a.json: the file is empty"),
         ("a.jsonl", b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "a.jsonl, line 1: not valid JSON (maximum recursion"),
-        ("a.json", b'[{"prompt": "x"}]', "a.json, row 1: expected keys instruction, input and output, found prompt"),
+        ("a.json", b'[{"prompt": "x"}]', "and an answer (output, completion, response, answer), found prompt"),
     ],
 )
 def test_bad_files_are_named_with_their_place(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+    with pytest.raises(UserError, match=re.escape(message)):
         list(Stream(f"alpaca={tmp_path / name}").rows())
 
 
@@ -222,14 +224,55 @@ def test_a_placeholder_for_no_input_is_no_input() -> None:
 def test_a_file_that_mixes_shapes_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "mixed.jsonl"
     path.write_text('{"instruction": "a", "output": "b"}\n{"messages": []}\n')
-    with pytest.raises(UserError, match="row 2: expected keys instruction, input and output, found messages"):
+    with pytest.raises(UserError, match=r"row 2: expected a question \(.*\) and an answer \(.*\), found messages"):
         list(Stream(f"mine={path}").rows())
 
 
-def test_a_source_of_ones_own_needs_a_file() -> None:
-    for spec in ("mine", "mine=some/dataset"):
-        with pytest.raises(UserError, match="unknown source 'mine'"):
-            Stream(spec)
+def test_a_source_of_ones_own_is_a_file_or_a_dataset_on_the_hub() -> None:
+    with pytest.raises(UserError, match=r"unknown source 'mine'.*NAME=FILE or NAME=OWNER/DATASET"):
+        Stream("mine")
+    for origin, part in (("some/data", ["train"]), ("some/data:test", ["test"]), ("some/data:main:test", ["main", "test"])):
+        stream = Stream(f"mine={origin}")
+        assert (stream.origin, stream.part, stream.fingerprint()) == ("some/data", part, f"mine={origin}")
+    assert Stream("ultrachat").part == ["train_sft"]
+    for origin in ("some/data/more", "some/data:a:b:c", "some/data.jsonl", "./some/data", "some"):
+        with pytest.raises(UserError, match=f"source mine: no such file: {origin}"):
+            Stream(f"mine={origin}")
+
+
+@pytest.mark.parametrize(
+    ("row", "told_by"),
+    [
+        ({"completion": "a", "prompt": "q"}, "prompt, completion"),
+        ({"question": "q", "answer": "a", "id": 1}, "question, answer"),
+        ({"query": "q", "response": "a", "type": "x"}, "query, response"),
+        ({"instruction": "q", "context": "", "response": "a", "category": "x"}, "instruction, context, response"),
+        ({"instruction": "q", "output": "a", "prompt": "Below is an instruction", "response": "no"}, "instruction, output"),
+        ({"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}, "prompt, completion"),
+        ({"prompt": "no", "answer": "no", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, "messages"),
+    ],
+)
+def test_questions_and_answers_by_any_of_their_names(row: dict[str, object], told_by: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, [row])
+    stream = Stream(f"mine={path}")
+    assert [r["messages"] for _, r in stream.rows()] == [[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]]
+    assert stream.told_by == told_by
+    known = Stream(f"alpaca={path}")
+    assert (len(list(known.rows())), known.told_by) == (1, told_by)  # a file may have the name of a known source, and another shape
+
+
+def test_what_a_question_is_about_goes_with_it() -> None:
+    row = {"question": "q", "context": "c", "answer": "a"}
+    assert from_instruction(row, Counter()) == {"messages": [{"role": "user", "content": "q\n\nInput: c"}, {"role": "assistant", "content": "a"}], "input": "c"}
+    turns = [{"role": r, "content": c} for r, c in (("system", "s"), ("user", "u"), ("assistant", "v"), ("user", "q"))]
+    made = from_instruction({"prompt": turns, "completion": "a"}, Counter())
+    assert [m["content"] for m in made["messages"]] == ["s\n\nu", "v", "q", "a"]
+    for empty in ("", None, [], [{"role": "user", "content": " "}]):
+        with pytest.raises(Dropped, match="empty_prompt"):
+            from_instruction({"prompt": empty, "completion": "a"}, Counter())
+    with pytest.raises(WrongShape, match=r"a question \(instruction, .*\) and an answer \(.*\), found chosen, prompt, rejected"):
+        shape_of({"prompt": "q", "chosen": "a", "rejected": "b"})
 
 
 def test_a_system_text_and_a_history_beside_the_turns_are_used() -> None:

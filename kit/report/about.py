@@ -74,7 +74,7 @@ def data(manifest: Mapping[str, Any] | None, rows: Sequence[Row]) -> list[Block]
     if not manifest:
         return []
     keys = ("rows_in", "kept", "train", "test")
-    body = [[Cell(n), Cell(s["origin"] + (f" @ {s['revision'][:12]}" if s["revision"] else "")), Cell(counts(s["dropped"])),
+    body = [[Cell(n), Cell(s["origin"] + (f":{s.get('part', '')} @ {s['revision'][:12]}" if s["revision"] else "")), Cell(counts(s["dropped"])),
              *(Cell(f"{s[k]:,}", s[k]) for k in keys)] for n, s in manifest["sources"].items()]  # fmt: skip
     limits = [f"the first {n:,} {split} rows" for split in ("train", "test") for n in values(f"limit_{split}", rows)]
     notes = [f"These runs used only {' and '.join(limits)}."] if limits else []
