@@ -1,8 +1,9 @@
 """What the READMEs say: every command is run whole, one after the other in one folder, on few rows; every example and link is true.
 
-`make` is real and gives the Python commands; they run in this process, where Unsloth is imported once. What runs otherwise: `make test` starts one
-file of tests, not itself; `make assets` takes 20 minutes, and what it does is tried in tests/test_assets.py; benches with processes of their own
-run in tests/test_bench_train.py, and a command with a model of the hub in tests/test_hub.py, where there is a hub; conda is not ours.
+`make` is real and gives the Python commands; they run in this process, where Unsloth is imported once. What runs otherwise: `make test` starts one file of
+tests, not itself; `make lint` is what every change passes before its tests; `make assets` takes 20 minutes, and what it does is tried in
+tests/test_assets.py; benches with processes of their own run in tests/test_bench_train.py, and a command with a model of the hub in tests/test_hub.py,
+where there is a hub; conda is not ours.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ BENCH = ("--rounds", "1", "--limit-train", "8", "--limit-test", "4", "--method",
 # Runs that other commands speak of; their own commands are tried like all others.
 FIRST = ("make all METHOD=qlora", "make all METHOD=dora")
 # make in a process of its own, with these words added.
-WHOLE: dict[str, tuple[str, ...]] = {"make help": (), "make lint": (), "make test": ("ARGS=tests/test_audit.py",)}
+WHOLE: dict[str, tuple[str, ...]] = {"make help": (), "make test": ("ARGS=tests/test_audit.py",)}
 ELSEWHERE = (
+    "make lint",
     "make assets",
     "make clean",
     "make bench",
