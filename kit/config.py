@@ -25,10 +25,10 @@ BASE = "base"
 CHOICES = {
     "format": ("chat", "alpaca"), "schedule": ("linear", "cosine", "constant", "constant_with_warmup"),
     "precision": ("auto", "float32", "float16", "bfloat16"), "report_to": ("none", "tensorboard", "wandb", "trackio"),
-    "dora_kernel": ("kit", "peft"), "engine": ("kit", "vllm"),
+    "dora_kernel": ("kit", "peft"), "engine": ("kit", "vllm"), "score_tokens": ("13a", "intl", "zh", "char"),
 }  # fmt: skip
-# Where results lie, how they are watched, what they cost and on which text forgetting is measured does not make two runs different.
-PLACES = ("data_dir", "runs_dir", "report_dir", "report_to", "price_per_kwh", "preflight", "auto_batch", "forgetting_text")
+# Where results lie, how they are watched and scored, what they cost and on which text forgetting is measured does not make two runs different.
+PLACES = ("data_dir", "runs_dir", "report_dir", "report_to", "price_per_kwh", "preflight", "auto_batch", "forgetting_text", "score_tokens")
 # A scaled-down recipe takes these from the tiny recipe and keeps its method set-ups; ranks shrink to the narrowest built-in layer.
 SCALED = ("model", "source", "train_per_source", "test_per_source", "valid_per_source", "max_length",
           "optimizer", "gradient_checkpointing", "save_steps", "max_new_tokens", "eval_tokens", "precision", "forgetting_text")  # fmt: skip
@@ -95,6 +95,7 @@ class RunConfig:
     max_new_tokens: Annotated[int, "longest generated reply in tokens"] = 256
     eval_tokens: Annotated[int, "tokens of prompts and longest replies held at once while generating; the same batches for all compared runs"] = 65_536
     engine: Annotated[str, "what generates: kit, or vllm where it is installed (VLLM_PYTHON: its Python); adapters are merged for it"] = "kit"
+    score_tokens: Annotated[str, "what BLEU-4 and ROUGE-L count: 13a (words of Latin text), intl (of any script), zh (Chinese) or char"] = "13a"
     forgetting_text: Annotated[str, "general text to measure forgetting on: builtin, wikitext, a .txt or .jsonl file, or none"] = "builtin"
     # The fields that were asked for by flags, even where that is the default; no setting itself.
     asked: tuple[str, ...] = field(default=(), repr=False, compare=False)

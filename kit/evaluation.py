@@ -38,6 +38,9 @@ def _evaluate(config: RunConfig) -> Row:
     scoring.check_data(folder, config, data)
     result = folder / "eval.json"
     record: Row | None = read_json(result, "all", "phases", "generation", "provenance") if result.exists() else None
+    if record is not None and (tokens := scoring.scored_by(config, record)) != record.get("score_tokens", RunConfig.score_tokens):
+        say(f"{folder} was not scored by {tokens} tokens, and is now")
+        record = scoring.rescored(config, dataset.prepare(config))
     if record is not None and forgetting.measured(record, config):
         say(f"{folder} is evaluated already")
         return record
@@ -81,7 +84,7 @@ def _answered(config: RunConfig, model: Any, renderer: Renderer, rows: list[Row]
     with phases("samples"):
         write_json(config.run_dir / "samples.json", {"schema": runs.SCHEMA, "samples": samples(config, model, renderer)})
     ordered = [done[row["id"]] for row in rows]
-    return scoring.summary(ordered, dataset.prepare(config)) | {
+    return scoring.summary(ordered, dataset.prepare(config), config.score_tokens) | {
         "predictions_sha256": sha256(predictions), "generation": generation_record(ordered, phases), "phases": phases.record, "gates": gates.record(checks),
     }  # fmt: skip
 

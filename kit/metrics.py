@@ -6,23 +6,20 @@ comparisons (kit.statistics) cost one matrix product. Scores are on the scale th
 
 from __future__ import annotations
 
-import itertools
-import re
-from array import array
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, lru_cache, partial
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kit.config import CHOICES
 from kit.errors import UserError, unknown
 from kit.statistics import intervals
+from kit.tokens import STANDARD, Symbols, vocabulary
 
 Array = npt.NDArray[np.float64]
-Symbols = npt.NDArray[np.int64]
 Row = dict[str, Any]
 ORDER = 4
 CHARACTERS = 6
@@ -38,19 +35,20 @@ def percent(scores: Array) -> Array:
 class Metric:
     """`statistics`: rows -> [n, k]; `score`: sums [..., k] -> [...], on the scale that seeds are averaged and methods compared on, in `unit`;
     `show`: from that scale to the reported one, rising. `signature` says what exactly was computed. Differences below `margin` do not
-    matter; None if nobody can say. `inputs`: the columns that are read.
+    matter; None if nobody can say. `inputs`: the columns that are read. `by_tokens`: `statistics` and `signature` also take a scheme of kit.tokens.
     """
 
     title: str
     higher_is_better: bool | None
-    statistics: Callable[[Sequence[Row]], Array]
+    statistics: Callable[..., Array]
     score: Callable[[Array], Array]
-    signature: Callable[[], str]
+    signature: Callable[..., str]
     show: Callable[[Array], Array] = percent
     unit: str = "points"
     margin: float | None = None
     secondary: bool = False
     inputs: tuple[str, str] = ("prediction", "reference")
+    by_tokens: bool = False
 
     def value(self, statistics: Array) -> float | None:
         """The score of these rows as it is reported; None if it is not finite."""
@@ -59,66 +57,9 @@ class Metric:
         return shown if np.isfinite(shown) else None
 
 
-@cache
-def _tokenizer() -> Any:
-    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
-
-    return Tokenizer13a()
-
-
-ROUGE_TOKEN = re.compile("[a-z0-9]+")  # what rouge_score's tokenizer comes to, four times as fast
-
-
-class Vocabulary(dict[str, int]):
-    """Every word met so far -> its number; a word is tokenised once, by each of the tokenizers in TOKENS, whose tokens have numbers too.
-
-    13a's rules look no further than the next space and no ROUGE token holds one, so the tokens of a text are its words' tokens in a row.
-    """
-
-    TOKENS: ClassVar[dict[str, Callable[[str], list[str]]]] = {
-        "13a": lambda word: str(_tokenizer()(word)).split(), "rouge": lambda word: ROUGE_TOKEN.findall(word.lower()),
-    }  # fmt: skip
-
-    def __init__(self) -> None:
-        self.tokens: defaultdict[str, int] = defaultdict(itertools.count().__next__)
-        self.symbols = {name: array("q") for name in self.TOKENS}
-        self.ends = {name: array("q", [0]) for name in self.TOKENS}  # where a word's tokens end and the next one's begin
-
-    def __missing__(self, word: str) -> int:
-        for name, tokens_of in self.TOKENS.items():
-            self.symbols[name].extend(map(self.tokens.__getitem__, tokens_of(word)))
-            self.ends[name].append(len(self.symbols[name]))
-        self[word] = len(self)
-        return self[word]
-
-    def numbers(self, texts: Sequence[str], name: str) -> list[Symbols]:
-        """Each text's tokens as their numbers."""
-        if not texts:
-            return []
-        words = [_words(text) for text in texts]
-        found, last = np.concatenate(words), np.cumsum([len(w) for w in words]) - 1
-        symbols, ends = np.array(self.symbols[name], dtype=np.int64), np.array(self.ends[name], dtype=np.int64)
-        lengths = ends[found + 1] - ends[found]
-        upto = np.cumsum(lengths)
-        inside = np.arange(upto[-1]) - np.repeat(upto - lengths, lengths)
-        return np.split(symbols[np.repeat(ends[found], lengths) + inside], upto[last][:-1])
-
-
-VOCABULARY = Vocabulary()
-
-
-@lru_cache(maxsize=2**14)
-def _words(text: str) -> Symbols:
-    """A text's words as their numbers; kept for a while, since a reference comes back with every run."""
-    text = text.rstrip()
-    # 13a first takes these out, and may so join words: the text is one word.
-    words = [text] if "-\n" in text or "<skipped>" in text else text.replace("\n", " ").split(" ")
-    return np.fromiter(map(VOCABULARY.__getitem__, words), dtype=np.int64)
-
-
-def both_sides(rows: Sequence[Row], name: str) -> list[tuple[Symbols, Symbols]]:
+def both_sides(rows: Sequence[Row], name: str, tokens: str) -> list[tuple[Symbols, Symbols]]:
     """Each row's prediction and reference as token numbers."""
-    sides = (VOCABULARY.numbers([r[side] for r in rows], name) for side in ("prediction", "reference"))
+    sides = (vocabulary(tokens).numbers([r[side] for r in rows], name) for side in ("prediction", "reference"))
     return list(zip(*sides, strict=True))
 
 
@@ -155,9 +96,9 @@ def _overlaps(pairs: Sequence[tuple[Symbols, Symbols]], order: int) -> Array:
     return out
 
 
-def bleu_statistics(rows: Sequence[Row]) -> Array:
-    """[n, 2 + 2 x 4]: prediction and reference lengths, then matched and total n-grams of the prediction, in 13a tokens, case kept."""
-    found = overlaps(both_sides(rows, "13a"), ORDER)
+def bleu_statistics(rows: Sequence[Row], tokens: str = STANDARD) -> Array:
+    """[n, 2 + 2 x 4]: prediction and reference lengths, then matched and total n-grams of the prediction, case kept."""
+    found = overlaps(both_sides(rows, "bleu", tokens), ORDER)
     return np.concatenate([found[:, 0, :2], found[:, :, 2], found[:, :, 0]], axis=1)
 
 
@@ -179,14 +120,14 @@ def bleu_score(sums: Array, *, effective: bool = False) -> Array:
     return np.where(undefined | (matched.sum(axis=-1) == 0), 0.0, score)
 
 
-def bleu_signature() -> str:
+def bleu_signature(tokens: str = STANDARD) -> str:
     import sacrebleu
 
-    return f"corpus BLEU-4|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|empty counts|sacrebleu {sacrebleu.__version__}"
+    return f"corpus BLEU-4|nrefs:1|case:mixed|eff:no|tok:{tokens}|smooth:exp|empty counts|sacrebleu {sacrebleu.__version__}"
 
 
-def rouge_statistics(rows: Sequence[Row]) -> Array:
-    """[n, 2]: the example's ROUGE-L F1 in percent (rouge_score's tokens, no stemming; LCS by rapidfuzz), and 1."""
+def rouge_statistics(rows: Sequence[Row], tokens: str = STANDARD) -> Array:
+    """[n, 2]: the example's ROUGE-L F1 in percent (no stemming; LCS by rapidfuzz), and 1."""
     from rapidfuzz.distance import LCSseq
 
     def f1(prediction: list[int], reference: list[int]) -> float:
@@ -194,7 +135,12 @@ def rouge_statistics(rows: Sequence[Row]) -> Array:
             return 0.0
         return 200.0 * LCSseq.similarity(prediction, reference) / (len(prediction) + len(reference))
 
-    return np.array([[f1(prediction.tolist(), reference.tolist()), 1.0] for prediction, reference in both_sides(rows, "rouge")])
+    return np.array([[f1(prediction.tolist(), reference.tolist()), 1.0] for prediction, reference in both_sides(rows, "rouge", tokens)])
+
+
+def rouge_signature(tokens: str = STANDARD) -> str:
+    by = "rouge_score" if tokens == STANDARD else f"{tokens}, lower case, without punctuation"
+    return f"mean ROUGE-L F1|tok:{by}|no stemming|empty counts 0"
 
 
 def chrf_statistics(rows: Sequence[Row]) -> Array:
@@ -223,15 +169,15 @@ def exact_statistics(rows: Sequence[Row]) -> Array:
     return np.array([[100.0 * (r["prediction"].strip() == r["reference"].strip()), 1.0] for r in rows])
 
 
-def length_statistics(rows: Sequence[Row]) -> Array:
-    """[n, 2]: 13a tokens of prediction and reference."""
-    return np.array([[len(side) for side in sides] for sides in both_sides(rows, "13a")], dtype=np.float64)
+def length_statistics(rows: Sequence[Row], tokens: str = STANDARD) -> Array:
+    """[n, 2]: BLEU's tokens of prediction and reference."""
+    return np.array([[len(side) for side in sides] for sides in both_sides(rows, "bleu", tokens)], dtype=np.float64)
 
 
-def distinct_statistics(rows: Sequence[Row], n: int) -> Array:
-    """[n, 2]: the reply's share of distinct n-grams in 13a tokens, and 1; a shorter reply has none and does not count."""
-    tokens = [found.tolist() for found in VOCABULARY.numbers([r["prediction"] for r in rows], "13a")]
-    replies = [list(zip(*(reply[i:] for i in range(n)), strict=False)) for reply in tokens]
+def distinct_statistics(rows: Sequence[Row], tokens: str = STANDARD, *, n: int) -> Array:
+    """[n, 2]: the reply's share of distinct n-grams in BLEU's tokens, and 1; a shorter reply has none and does not count."""
+    found = [reply.tolist() for reply in vocabulary(tokens).numbers([r["prediction"] for r in rows], "bleu")]
+    replies = [list(zip(*(reply[i:] for i in range(n)), strict=False)) for reply in found]
     return np.array([[len(set(grams)) / len(grams), 1.0] if grams else [0.0, 0.0] for grams in replies])
 
 
@@ -249,8 +195,8 @@ def as_is(scores: Array) -> Array:
 
 
 METRICS: dict[str, Metric] = {
-    "bleu4": Metric("BLEU-4", True, bleu_statistics, bleu_score, bleu_signature, margin=1.0),
-    "rouge_l": Metric("ROUGE-L", True, rouge_statistics, ratio, lambda: "mean ROUGE-L F1|tok:rouge_score|no stemming|empty counts 0", margin=1.0),
+    "bleu4": Metric("BLEU-4", True, bleu_statistics, bleu_score, bleu_signature, margin=1.0, by_tokens=True),
+    "rouge_l": Metric("ROUGE-L", True, rouge_statistics, ratio, rouge_signature, margin=1.0, by_tokens=True),
     # Compared as 100 ln: differences are per cent, in either direction the same (log percentages, Tornqvist et al. 1985); means are geometric.
     "perplexity": Metric(
         "Perplexity", False, perplexity_statistics, lambda sums: 100 * ratio(sums), lambda: "exp(sum nll / sum tokens)|reference reply tokens and terminator",
@@ -258,31 +204,49 @@ METRICS: dict[str, Metric] = {
     ),
     "chrf": Metric("chrF", True, chrf_statistics, chrf_score, lambda: "corpus chrF2|nrefs:1|case:mixed|nc:6|nw:0|space:no", secondary=True),
     "exact_match": Metric("Exact match", True, exact_statistics, ratio, lambda: "% equal|case:mixed|outer space stripped", secondary=True),
-    "length_ratio": Metric("Length ratio", None, length_statistics, ratio, lambda: "sum of reply / sum of reference tokens|tok:13a",
-                           show=lambda scores: np.maximum(scores, 0.0), unit="", secondary=True),
+    "length_ratio": Metric(
+        "Length ratio", None, length_statistics, ratio, lambda tokens=STANDARD: f"sum of reply / sum of reference tokens|tok:{tokens}",
+        show=lambda scores: np.maximum(scores, 0.0), unit="", secondary=True, by_tokens=True,
+    ),
     # Per reply, unlike Li et al. (2016), whose share of a whole corpus falls with its size.
     **{
-        f"distinct_{n}": Metric(f"Distinct-{n}", None, partial(distinct_statistics, n=n), ratio, lambda: "mean distinct / all n-grams of a reply|tok:13a",
-                                show=as_is, unit="", secondary=True)
+        f"distinct_{n}": Metric(
+            f"Distinct-{n}", None, partial(distinct_statistics, n=n), ratio, lambda tokens=STANDARD: f"mean distinct / all n-grams of a reply|tok:{tokens}",
+            show=as_is, unit="", secondary=True, by_tokens=True,
+        )
         for n in (1, 2)
     },
 }  # fmt: skip
 
 
-def scores(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+def split_by(tokens: str) -> dict[str, Metric]:
+    """METRICS with words split by a scheme of kit.tokens; UserError for an unknown one."""
+    if tokens not in CHOICES["score_tokens"]:
+        raise UserError(unknown("score_tokens", tokens, CHOICES["score_tokens"]))
+
+    def using(metric: Metric) -> Metric:
+        return (
+            replace(metric, statistics=partial(metric.statistics, tokens=tokens), signature=partial(metric.signature, tokens)) if metric.by_tokens else metric
+        )
+
+    return {name: using(metric) for name, metric in METRICS.items()}
+
+
+def scores(rows: Sequence[Row], tokens: str = STANDARD) -> dict[str, dict[str, Any]]:
     """Every metric over the rows: {metric: {value, low, high, n, signature}}, with 95% bootstrap intervals over rows."""
-    return dict(scores_by_source(rows)["all"])
+    return dict(scores_by_source(rows, tokens)["all"])
 
 
-def scores_by_source(rows: Sequence[Row]) -> dict[str, Any]:
+def scores_by_source(rows: Sequence[Row], tokens: str = STANDARD) -> dict[str, Any]:
     """{"all": scores over all rows, "per_source": {source: scores over its rows}}; raises UserError if there are fewer than 2 rows."""
     if len(rows) < 2:
         raise UserError(f"there is {'only one' if rows else 'no'} prediction to score; an interval takes at least 2")
-    statistics = {name: metric.statistics(rows) for name, metric in METRICS.items()}
-    out = intervals([statistics], [r.get("source", "") for r in rows], METRICS)
+    metrics = split_by(tokens)
+    statistics = {name: metric.statistics(rows) for name, metric in metrics.items()}
+    out = intervals([statistics], [r.get("source", "") for r in rows], metrics)
     for block in (out["all"], *out["per_source"].values()):
         for name, score in block.items():
-            score["signature"] = METRICS[name].signature()
+            score["signature"] = metrics[name].signature()
     return out
 
 

@@ -62,13 +62,19 @@ def _foreign(made: Row, wanted: Row | None) -> str | None:
     return f"its {' and '.join(differing)} differ{'s' if len(differing) == 1 else ''} from test row {made['id']}" if differing else None
 
 
-def summary(rows: Sequence[Row], manifest: Mapping[str, Any]) -> dict[str, Any]:
+def summary(rows: Sequence[Row], manifest: Mapping[str, Any], tokens: str = RunConfig.score_tokens) -> dict[str, Any]:
     """All of eval.json that follows from the predictions: scores for all rows and for each source, and without the rows flagged as leaks."""
     flagged = {i for found in manifest["leaks"].values() for i in found["test_ids"]}
     clean = [row for row in rows if row["id"] not in flagged]
     n = len(rows) - len(clean)
-    without = scores(clean) if n and len(clean) > 1 else None
-    return {"schema": runs.SCHEMA} | scores_by_source(rows) | {"leaks": {"flagged": n, "without": without}}
+    without = scores(clean, tokens) if n and len(clean) > 1 else None
+    return {"schema": runs.SCHEMA, "score_tokens": tokens} | scores_by_source(rows, tokens) | {"leaks": {"flagged": n, "without": without}}
+
+
+def scored_by(config: RunConfig, record: Mapping[str, Any]) -> str:
+    """The tokens to score by: those a flag asks for, else those that a scored run was scored by."""
+    asked = "score_tokens" in config.asked
+    return config.score_tokens if asked else str(record.get("score_tokens", RunConfig.score_tokens))
 
 
 def reply_counts(rows: Sequence[Row]) -> dict[str, Any]:
@@ -102,10 +108,11 @@ def rescore(config: RunConfig) -> dict[str, Any]:
     if not (config.run_dir / "eval.json").exists():
         raise UserError(f"{config.run_dir} is not evaluated yet; run: python scripts/eval.py --method {config.method} --seed {config.seed}")
     with held(config.run_dir):
-        return _rescore(config, manifest)
+        return rescored(config, manifest)
 
 
-def _rescore(config: RunConfig, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def rescored(config: RunConfig, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for who holds the run already."""
     folder = runs.open_run(config)
     result, predictions = folder / "eval.json", folder / "predictions.jsonl"
     check_data(folder, config, dataset.manifest_hash(config))
@@ -113,7 +120,7 @@ def _rescore(config: RunConfig, manifest: Mapping[str, Any]) -> dict[str, Any]:
     found = sha256(predictions)
     if record.get("predictions_sha256", found) != found:
         say(f"{predictions} is not the file that was scored before: SHA-256 {record['predictions_sha256'][:12]} then, {found[:12]} now")
-    record |= summary(rows, manifest) | {"predictions_sha256": found}
+    record |= summary(rows, manifest, scored_by(config, record)) | {"predictions_sha256": found}
     record["generation"] = record.get("generation", {}) | reply_counts(rows)
     write_json(result, record)
     card.refresh(config)

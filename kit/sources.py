@@ -213,7 +213,8 @@ class Stream:
         self.name, _, origin = spec.partition("=")
         known = SOURCES.get(self.name)
         if known is None and not origin:
-            raise UserError(unknown("source", self.name, SOURCES) + "; a source of your own is NAME=FILE or NAME=OWNER/DATASET")
+            said = unknown("source", self.name, SOURCES)
+            raise UserError(said if said.endswith("?") else f"{said}; a source of your own is NAME=FILE or NAME=OWNER/DATASET")
         self.asked = origin or (known.hub if known else "")
         self.path = _local(self.name, self.asked)
         self.origin, *part = [self.asked] if self.path else self.asked.split(":")

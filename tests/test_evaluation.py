@@ -101,6 +101,22 @@ def test_an_edited_prediction_changes_the_scores_and_is_said(make: Make, capsys:
     assert after["predictions_sha256"] == sha256(folder / "predictions.jsonl") != before["predictions_sha256"]
 
 
+def test_other_tokens_score_anew_and_stay(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    base = make("--method", "base")
+    folder = answered(base)
+    before = read_json(folder / "eval.json")
+    other = make("--method", "base", "--score-tokens", "char")
+    after = evaluate(other)
+    assert "was not scored by char tokens, and is now" in capsys.readouterr().out
+    assert after == read_json(folder / "eval.json")
+    assert (before["score_tokens"], after["score_tokens"]) == ("13a", "char")
+    assert after["all"]["bleu4"]["value"] != before["all"]["bleu4"]["value"]
+    assert after["generation"] == before["generation"]
+    for again in (lambda: evaluate(base), lambda: scoring.rescore(base), lambda: evaluate(other)):  # nobody asked for others
+        assert again()["all"] == after["all"]
+    assert scoring.rescore(make("--method", "base", "--score-tokens", "13a"))["all"] == before["all"]
+
+
 BAD = {
     "of other data": (lambda rows: rows[1].update(id="alpaca-0"), "row 2: alpaca-0 is no row of this test set"),
     "another reference": (lambda rows: rows[1].update(reference="x"), r"row 2: its reference differs from test row \S+; restore the file"),

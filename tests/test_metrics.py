@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from kit.errors import UserError
-from kit.metrics import METRICS, VOCABULARY, as_evaluate, bleu_score, bleu_statistics, chrf_score, chrf_statistics, rouge_statistics, scores, scores_by_source
+from kit.metrics import METRICS, as_evaluate, bleu_score, bleu_statistics, chrf_score, chrf_statistics, rouge_statistics, scores, scores_by_source, split_by
+from kit.tokens import vocabulary
 
 # Right, wrong, empty and blank answers, and text that tokenisers, lower case and n-gram counting treat in their own ways.
 ODD = [
@@ -172,7 +173,7 @@ def test_the_scores_of_a_source_are_those_of_its_rows() -> None:
 
 EVALUATE = """
 import json, sys
-from kit.metrics import METRICS, VOCABULARY, as_evaluate, scores
+from kit.metrics import METRICS, as_evaluate, scores
 import evaluate
 
 rows = json.load(sys.stdin)
@@ -206,5 +207,52 @@ def test_words_are_the_tokens_of_sacrebleu() -> None:
     rng, whole = random.Random(3), Tokenizer13a()
     pieces = [*"a9.,-&<>'\t\u00a0漢\r\n", "  ", " .", ". ", "-\n", "<skipped>", "&amp;", "&lt;", "3.5", "x,"]
     texts = ["".join(rng.choices(pieces, k=rng.randint(0, 14))) for _ in range(3000)]
-    wanted = [[VOCABULARY.tokens[token] for token in whole(t.rstrip()).split()] for t in texts]
-    assert [found.tolist() for found in VOCABULARY.numbers(texts, "13a")] == wanted
+    words = vocabulary("13a")
+    wanted = [[words.tokens[token] for token in whole(t.rstrip()).split()] for t in texts]
+    assert [found.tolist() for found in words.numbers(texts, "bleu")] == wanted
+
+
+# What the metrics of words are for by other tokens than 13a: right, half right and wrong, in scripts with and without spaces.
+SCRIPTS = [
+    ("今天天气很好，我们去公园吧。", "今天天气很好，我们去散步吧。"), ("今日は公園へ行きます。", "今日は海へ行きます。"), ("สวัสดีครับ", "สวัสดีค่ะ"),
+    ("हिन्दी में यह वाक्य है।", "हिन्दी में वह वाक्य है।"), ("Где живёт цапля? У озера.", "Цапля живёт у озера."), ("نعم، هذا صحيح.", "نعم، هذا خطأ."),
+    ("the lake, 3.5 km", "the lake, 3.5 m"), ("", "漢字"),
+]  # fmt: skip
+
+
+class Splitting:
+    """A tokenizer for rouge_score that splits as sacreBLEU does, without punctuation."""
+
+    def __init__(self, scheme: str) -> None:
+        from sacrebleu.metrics import BLEU
+
+        self.splitter = BLEU(tokenize=scheme).tokenizer
+
+    def tokenize(self, text: str) -> list[str]:
+        return [token for token in self.splitter(text.lower()).split() if any(c.isalnum() for c in token)]
+
+
+@pytest.mark.parametrize("scheme", ["intl", "zh", "char"])
+def test_other_tokens_give_the_scores_of_sacrebleu_and_rouge_score(scheme: str) -> None:
+    import sacrebleu
+    from rouge_score.rouge_scorer import RougeScorer
+
+    pairs = [*SCRIPTS, *random_pairs(40)]
+    found, metrics = scores(rows(pairs), scheme), split_by(scheme)
+    bleu = sacrebleu.corpus_bleu([p for p, _ in pairs], [[r for _, r in pairs]], tokenize=scheme)
+    assert found["bleu4"]["value"] == pytest.approx(bleu.score, abs=1e-9)
+    assert found["length_ratio"]["value"] == pytest.approx(bleu.sys_len / bleu.ref_len)
+    scorer = RougeScorer(["rougeL"], tokenizer=Splitting(scheme))
+    wanted = [100 * scorer.score(r, p)["rougeL"].fmeasure for p, r in pairs]
+    assert metrics["rouge_l"].statistics(rows(pairs))[:, 0].tolist() == pytest.approx(wanted, abs=1e-9)
+    assert wanted[0] > 0  # rouge_score's own tokens give 0
+    assert scores(rows(pairs))["rouge_l"]["value"] < found["rouge_l"]["value"]
+    assert all(f"tok:{scheme}" in found[name]["signature"] for name in ("bleu4", "rouge_l", "length_ratio", "distinct_1"))
+    assert {name: score for name, score in found.items() if name in ("chrf", "perplexity", "exact_match")} == {
+        name: score for name, score in scores(rows(pairs)).items() if name in ("chrf", "perplexity", "exact_match")
+    }
+
+
+def test_unknown_tokens_are_named() -> None:
+    with pytest.raises(UserError, match="unknown score_tokens 'zhh'; did you mean 'zh'"):
+        scores(rows(random_pairs(3)), "zhh")

@@ -392,8 +392,25 @@ def test_data_that_were_rebuilt_are_not_described_as_those_of_the_runs(tiny: Mak
 
 @pytest.mark.parametrize(("scripts", "said"), [({"LATIN": 95, "CJK": 5}, False), ({"LATIN": 50, "CJK": 30, "DEVANAGARI": 20}, True), ({}, False)])
 def test_rows_that_the_word_metrics_cannot_see_are_told(scripts: dict[str, int], said: bool) -> None:
-    notes = write.unseen({"splits": {"test": {"scripts": scripts}}})
+    by = {tokens: [{"status": "done", "score_tokens": tokens}] for tokens in ("13a", "zh")}
+    notes = write.unseen({"splits": {"test": {"scripts": scripts}}}, by["13a"])
+    assert write.unseen({"splits": {"test": {"scripts": scripts}}}, by["zh"]) == []
     assert [n.startswith("50% of the test rows are not in Latin letters: ROUGE-L counts a to z") for n in notes] == [True] * said
+
+
+def test_runs_scored_by_other_tokens_are_not_ranked_against_each_other(tiny: Make) -> None:
+    replies = ["the lake is blue", "湖是蓝色的", "a"] * 4
+    for method, tokens in (("lora", "zh"), ("dora", "zh"), ("qlora", "13a")):
+        made_run(tiny("--method", method), replies, score_tokens=tokens)
+    results, _, text = build(tiny())
+    assert [r["score_tokens"] for r in results] == ["13a", "zh", "zh"]
+    reasons = {(v["a"], v["b"]): v["confounded"] for v in write.inputs(tiny()).found}
+    assert reasons == {("qlora", "lora"): ["scored by other tokens"], ("qlora", "dora"): ["scored by other tokens"], ("lora", "dora"): []}
+    assert "make compare RECIPE=tiny METHODS=\"lora dora\" ARGS='--score-tokens zh'" in text
+    made_run(tiny("--method", "lora"), replies, score_tokens="klingon")
+    assert next(r for r in build(tiny())[0] if r["method"] == "lora")["reason"] == (
+        "predictions.jsonl cannot be used: unknown score_tokens 'klingon'; known: 13a, char, intl, zh"
+    )
 
 
 def test_only_the_mark_of_a_line_is_coloured() -> None:

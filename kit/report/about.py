@@ -175,10 +175,10 @@ def _command(row: Row) -> tuple[str, str]:
     variables = f"RECIPE={config['recipe']}" + (f" NAME={name}" if name != config["recipe"] else "")
     try:
         usual = resolve({"recipe": config["recipe"], "name": name, "method": config["method"], "scale_down": config.get("scale_down", False)})
-        standard = usual.identity() | {"forgetting_text": usual.forgetting_text}
+        standard = usual.identity() | {k: getattr(usual, k) for k in ("forgetting_text", "score_tokens")}
     except UserError:  # a recipe that is no longer there
         standard = {}
-    config = config | ({"forgetting_text": asked(text)} if text else {})
+    config = config | ({"forgetting_text": asked(text)} if text else {}) | ({"score_tokens": tokens} if (tokens := row["score_tokens"]) else {})
     flags = ["--scale-down"] if config.get("scale_down") else []
     for key, field in fields().items():
         value = config.get(key)

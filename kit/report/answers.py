@@ -19,7 +19,7 @@ import numpy as np
 
 from kit.errors import UserError
 from kit.files import read_jsonl, sha256
-from kit.metrics import METRICS, Array, bleu_score
+from kit.metrics import METRICS, Array, bleu_score, split_by
 from kit.report.rows import COSTS, MEAN, SCORES, SECONDARY, Row, blank, collect, plain
 from kit.statistics import intervals
 
@@ -83,10 +83,10 @@ def gather(folder: Path) -> Results:
     for row in rows:
         if row["status"] == "done":
             done.setdefault(row["method"], []).append(row)
-    jobs = [[(r["run"], r["predictions_sha256"]) for r in found] for found in done.values()]
+    jobs = [[(r["run"], r["predictions_sha256"], r["score_tokens"]) for r in found] for found in done.values()]
     answers: dict[str, Answers] = {}
     means = []
-    with _workers([run for job in jobs for run, _ in job]) as run_all:
+    with _workers([run for job in jobs for run, *_ in job]) as run_all:
         for found, (read, scores) in zip(done.values(), run_all(_method, jobs), strict=True):
             for row, answer in zip(found, read, strict=True):
                 if isinstance(answer, Answers):
@@ -110,9 +110,9 @@ def _workers(runs: Sequence[str]) -> Iterator[Any]:
         yield pool.map
 
 
-def _method(runs: Sequence[tuple[str, str | None]]) -> tuple[list[Answers | str], dict[str, Any] | None]:
+def _method(runs: Sequence[tuple[str, str | None, str]]) -> tuple[list[Answers | str], dict[str, Any] | None]:
     """The answers of one method's runs, or why there are none, and its scores over seeds and examples if there are several."""
-    read = [_read(Path(run) / "predictions.jsonl", digest) for run, digest in runs]
+    read = [_read(Path(run) / "predictions.jsonl", digest, tokens) for run, digest, tokens in runs]
     found = [a for a in read if isinstance(a, Answers)]
     ids = common(found)
     if len(found) < 2 or not ids:
@@ -120,7 +120,7 @@ def _method(runs: Sequence[tuple[str, str | None]]) -> tuple[list[Answers | str]
     return read, intervals([a.of(ids) for a in found], sources(found[0], ids), {m: METRICS[m] for m in SCORES})
 
 
-def _read(path: Path, digest: str | None) -> Answers | str:
+def _read(path: Path, digest: str | None, tokens: str) -> Answers | str:
     try:
         if digest and sha256(path) != digest:
             return CHANGED
@@ -128,7 +128,7 @@ def _read(path: Path, digest: str | None) -> Answers | str:
         ordered = [rows[key] for key in sorted(rows)]
         if not ordered:
             return f"{path.name} is empty"
-        statistics = {m: METRICS[m].statistics(ordered) for m in SCORES}
+        statistics = {m: metric.statistics(ordered) for m, metric in split_by(tokens).items() if m in SCORES}
     except (UserError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         return f"{path.name} cannot be used: {error}"
     if wrong := [m for m in SCORES if not np.isfinite(statistics[m]).all()]:

@@ -50,7 +50,7 @@ def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, f
         by_source = {s: [r | r["per_source"][s] for r in rows if s in (r["per_source"] or {})] for s in names}
         add("per_source", "BLEU-4 and ROUGE-L on the test rows of each source, with 95% intervals.", lambda: _comparison(rows, style, by_source))
     if lengths := _lengths(results):
-        add("length", "Tokens a reply (13a): median, middle 50% and 90% of references and of each method's first run. BLEU-4 rewards matching length.",
+        add("length", "BLEU-4's tokens a reply: median, middle 50% and 90% of references and each method's first run. BLEU-4 rewards matching length.",
             lambda: _boxes(lengths, "tokens a reply: median, middle 50% and 90%"))  # fmt: skip
     if rated and rated["criteria"]:
         add("human_vs_metric", "Mean human score against ROUGE-L, both with 95% intervals.", lambda: _human(results.rows, rated, style))
@@ -183,7 +183,7 @@ def smoothed(values: Sequence[float], share: float = 0.05) -> list[float]:
 
 
 def _lengths(results: Results) -> dict[str, list[float]]:
-    """Percentiles of 13a tokens a reply: the references', then each method's first run's."""
+    """Percentiles of BLEU-4's tokens a reply: the references', then each method's first run's."""
     out: dict[str, list[float]] = {}
     for rows in results.groups().values():
         lengths = results.answers[rows[0]["run"]].statistics["bleu4"][:, :2]

@@ -23,7 +23,7 @@ SECONDARY = tuple(m for m in METRICS if m not in SCORES)
 COSTS = ("peak_memory_gib", "train_wall_s", "tokens_per_s", "trainable_params", "adapter_mib")
 TRAINED = (*COSTS, "parts", "tried", "steps", "tokens_total", "tokens_supervised", "rows_left_out", "valid_perplexity", "optimizer_state_mib", "energy",
            "phases")  # fmt: skip
-SCORED = ("per_source", "generation", "leaks", "forgetting", "predictions_sha256")
+SCORED = ("per_source", "generation", "leaks", "forgetting", "predictions_sha256", "score_tokens")
 MISSING = "—"
 MEAN = "mean"
 
@@ -82,6 +82,7 @@ def _row(folder: Path) -> Row:
         trained = optional(folder / "train.json", TRAINING)
         scored = optional(folder / "eval.json", EVALUATION)
         row |= {k: trained.get(k) for k in TRAINED} | {k: scored.get("all", {}).get(k) for k in METRICS} | {k: scored.get(k) for k in SCORED}
+        row["score_tokens"] = row["score_tokens"] or RunConfig.score_tokens
         row["config"] = config.identity()
         row["provenance"] = trained.get("provenance") or scored.get("provenance")
         row["evaluated"] = scored.get("provenance")

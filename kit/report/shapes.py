@@ -34,6 +34,7 @@ EVALUATION = KNOWN | {
     "leaks": Maybe({"flagged": NUMBER, "without": Maybe(SCORES)}),
     "forgetting": Maybe({"text": str, "sha256": str, "tokens": NUMBER, "perplexity": SCORE, "kl": Maybe(SCORE)}),
     "predictions_sha256": Maybe(str),
+    "score_tokens": Maybe(str),
 }
 TRAINING = KNOWN | {
     "status": str,

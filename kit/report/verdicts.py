@@ -74,6 +74,8 @@ def confounded(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
             reasons.append(f"another {name}" if key != "versions" else "other versions of the libraries")
     if len({(r["generation"] or {}).get("batch_tokens") for r in both}) > 1 and any((r["precision"] or {}).get("name") != "float32" for r in both):
         reasons.append("replies in other batches")
+    if len({r["score_tokens"] for r in both}) > 1:
+        reasons.append("scored by other tokens")
     if len({(r["precision"] or {}).get("name") for r in both}) > 1:
         reasons.append("another precision")
     tokens = list(dict.fromkeys(r["tokens_supervised"] for r in both))

@@ -50,7 +50,7 @@ def inputs(config: RunConfig) -> Inputs:
     if manifest and any(r["provenance"]["data"] != sha256(config.data_path / "manifest.json") for r in results.rows if r["provenance"]):
         manifest = stats = None
         unread.append(f"{config.data_path} was rebuilt after these runs were made: it is not the data they saw, and is not described here")
-    notes = [*warnings(results), *notes, *unread, *no_stats, *unseen(stats)]
+    notes = [*warnings(results), *notes, *unread, *no_stats, *unseen(stats, results.rows)]
     try:
         rated = human(folder, results)
     except UserError as error:
@@ -58,15 +58,17 @@ def inputs(config: RunConfig) -> Inputs:
     return Inputs(results, found, notes, [], manifest, stats, rated)
 
 
-def unseen(stats: Mapping[str, Any] | None) -> list[str]:
+def unseen(stats: Mapping[str, Any] | None, rows: Sequence[Row]) -> list[str]:
     """Whether the metrics of words see the test rows' words at all."""
+    if all(r["score_tokens"] != RunConfig.score_tokens for r in rows if r["status"] == "done"):
+        return []
     scripts: dict[str, int] = ((stats or {}).get("splits", {}).get("test") or {}).get("scripts") or {}
     other = sum(n for script, n in scripts.items() if script not in ("LATIN", "none"))
     if not other or other <= RESEMBLING * sum(scripts.values()):
         return []
     share = other / sum(scripts.values())
     return [f"{share:.0%} of the test rows are not in Latin letters: ROUGE-L counts a to z and digits alone, and BLEU-4 takes Chinese or Thai text without "
-            "spaces for one word; there look at perplexity and chrF"]  # fmt: skip
+            "spaces for one word; there look at perplexity and chrF, or score by --score-tokens intl, zh or char"]  # fmt: skip
 
 
 def summary(given: Inputs) -> dict[str, Any]:
