@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from kit.prompts import Exam
@@ -64,7 +65,7 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], *, stop: Sequence[int
     stops = torch.tensor(list(stop), device=model.device)
     replies: list[list[int]] = [[] for _ in prompts]
     rows, alive = list(range(len(prompts))), torch.ones(len(prompts), dtype=torch.bool, device=model.device)
-    with torch.inference_mode(), autocast(model):
+    with measuring(model):
         cache, mask, chosen = _read(model, prompts, pad, max_new_tokens)
         positions = mask[:, : cache.longest].sum(-1, keepdim=True)
         for step in range(1, max_new_tokens + 1):
@@ -105,6 +106,29 @@ def _read(model: Any, prompts: Sequence[Sequence[int]], pad: int, max_new_tokens
         cache.put(read, part.start)
         mask[part, : cache.longest] = torch.nn.functional.pad(seen, (cache.longest - seen.shape[1], 0))
     return cache, mask, torch.cat(chosen)
+
+
+@contextmanager
+def measuring(model: Any) -> Iterator[None]:
+    """No gradients, the precision of the training, and an attention that takes any shape as it is.
+
+    Flex attention, Unsloth's choice for Gemma 3 on newer GPUs, is compiled for shapes, which change from one batch of prompts to the next.
+    """
+    import torch
+
+    found = model.config._attn_implementation
+    try:
+        if found == "flex_attention":
+            model.config._attn_implementation = any_shape(model)
+        with torch.inference_mode(), autocast(model):
+            yield
+    finally:
+        model.config._attn_implementation = found
+
+
+def any_shape(model: Any) -> str:
+    """The attention in place of flex attention. To be set in this way: transformers' setter refuses Unsloth's compiled classes."""
+    return "sdpa" if model._supports_sdpa else "eager"
 
 
 def autocast(model: Any) -> Any:
@@ -161,7 +185,7 @@ def _log_probs(model: Any, exams: Sequence[Exam], pad: int) -> list[list[float]]
     ids, mask = padded([[*e.prompt_ids, *e.reference_ids] for e in exams], pad, model.device)
     longest = max(len(e.reference_ids) for e in exams)
     out = []
-    with torch.inference_mode(), autocast(model):
+    with measuring(model):
         # Left padding puts every reply at the end: only its logits are computed.
         logits = model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False, logits_to_keep=longest + 1).logits
         for row, exam in enumerate(exams):

@@ -1,4 +1,6 @@
-"""A key-value cache with room for the whole reply: nothing is copied to append a token, and rows that have ended leave. Imports transformers."""
+"""A key-value cache with room for the whole reply: it copies nothing to append a token (on a GPU Unsloth's attention still copies what it is given),
+and rows that have ended leave. Imports transformers.
+"""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from kit.config import BASE, RunConfig
 from kit.console import console, say
 from kit.device import Choice, choose_precision, cuda_gpu
 from kit.errors import UserError, unknown
+from kit.generation import any_shape
 from kit.hub import hub_errors, load_tokenizer, loadable
 from kit.resources import is_memory_error
 
@@ -59,13 +60,15 @@ def load_base(config: RunConfig, *, training: bool = False, folder: Path | None 
             dtype=getattr(torch, chosen.name), load_in_4bit=four_bit, trust_remote_code=False,
             use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False, **whole,
         )  # fmt: skip
+    if chosen.name == "float32" and not whole and getattr(model, "_unsloth_forced_float32", False):
+        chosen = Choice("float16", "float32 was asked for, but Unsloth computes this family in float16 on GPUs without bfloat16")
+        say(f"computing in {chosen.name}: {chosen.reason}")
     # Unsloth falls back to 16-bit with a printed line when NF4 fails; a comparison must not.
     if four_bit and not any(type(m).__name__ == "Linear4bit" for m in model.modules()):
         raise UserError(f"{config.model} could not be loaded in 4-bit on this machine (bitsandbytes rejects its layers); use --method lora")
-    # Unsloth's choice for Gemma 3 on newer GPUs. It refuses whole weights, whose queries and keys are in float32 and whose values are in 16 bits,
-    # and is compiled for shapes, which change with every token of a reply.
+    # Flex attention refuses whole weights, whose queries and keys are in float32 and whose values are in 16 bits.
     if model.config._attn_implementation == "flex_attention" and (not training or config.technique.full):
-        model.config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"  # transformers' setter refuses compiled classes
+        model.config._attn_implementation = any_shape(model)
     if folder:
         restore(model, folder)
     model.requires_grad_(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -22,13 +23,13 @@ def meet() -> None:
         dist.barrier()
 
 
-def together(numbers: tuple[int, ...], device: Any) -> tuple[int, ...]:
+def together(numbers: Sequence[int], device: Any) -> tuple[int, ...]:
     """The sums over all processes."""
     import torch
     import torch.distributed as dist
 
     if count() == 1 or not dist.is_initialized():
-        return numbers
+        return tuple(numbers)
     sums = torch.tensor(numbers, device=device)
     dist.all_reduce(sums)
     return tuple(sums.tolist())

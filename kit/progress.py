@@ -129,6 +129,8 @@ class TrainingProgress:
             self._enter("steps")
         else:
             self.wall_s += clock() - self.started
+        # All or none: a process that stopped alone would leave the others waiting for its gradients.
+        self.stopped = any(processes.together([int(self.stopped)], args.device))
         if self.stopped:
             control.should_save = control.should_training_stop = True
 
@@ -146,7 +148,7 @@ class TrainingProgress:
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         if "loss" not in logs:
             return
-        seen = processes.together(state.seen, args.device)
+        seen = processes.together([int(n) for n in state.seen], args.device)
         tokens, supervised = (self.earlier[kind] + n for kind, n in zip(("tokens", "supervised"), seen, strict=True))
         if not math.isfinite(logs["loss"]):
             raise UserError(f"training diverged: the loss of step {state.global_step} is {logs['loss']}; lower --learning-rate or raise --warmup-ratio")

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kit import processes
+
 GIB = 2**30
 
 
@@ -87,8 +89,8 @@ def _nvml() -> Any:
 
 
 def joules() -> float | None:
-    """Energy in J that the GPU has used since its driver was loaded (NVML counts mJ), or None."""
-    found = _nvml()
+    """Energy in J that the GPU has used since its driver was loaded (NVML counts mJ), or None; also where it would be one GPU's of several."""
+    found = _nvml() if processes.count() == 1 else None
     return found[0].nvmlDeviceGetTotalEnergyConsumption(found[1]) / 1000 if found else None
 
 

@@ -84,7 +84,7 @@ class Kit:
 
     order: Order
     config: RunConfig
-    seen = (0, 0)
+    seen: tuple[Any, Any] = (0, 0)
     optimizer: Any
 
     def _get_train_sampler(self, *_: Any) -> Order:
@@ -93,7 +93,8 @@ class Kit:
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         labels, mask = inputs["labels"], inputs.get("attention_mask")
         total, supervised = self.seen
-        self.seen = (total + int(labels.numel() if mask is None else mask.sum()), supervised + int((labels != IGNORE).sum()))
+        # Not read before the step is logged: a GPU would have to be waited for.
+        self.seen = (total + (labels.numel() if mask is None else mask.sum()), supervised + (labels != IGNORE).sum())
         self.state.seen = self.seen  # type: ignore[attr-defined]
         return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 

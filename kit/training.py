@@ -222,6 +222,7 @@ def largest_that_fits(trainer: Any, config: RunConfig) -> int | None:
         try:
             for _ in range(min(effective // size, 2)):
                 trainer.training_step(trainer.model, trainer._prepare_inputs(dict(batch)))
+            trainer.accelerator.gradient_state._set_sync_gradients(True)  # else a step in the middle of an accumulation makes none
             trainer.optimizer.step()
         except Exception as error:
             if not is_memory_error(error):

@@ -43,7 +43,7 @@ def main() -> None:
         raise UserError(f"--model-config is for {' and '.join(OF_METHODS)}")
     if layers is not None and (layers < 1 or not shape):
         raise UserError("--layers must be at least 1 and goes with --model-config")
-    config = announced(({"method": BASE} if what in OF_METHODS else {}) | flags)
+    config = announced({"method": BASE} | flags)
 
     from kit.bench.harness import measure
     from kit.bench.shapes import shaped

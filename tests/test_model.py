@@ -64,6 +64,43 @@ def test_likelihoods_equal_the_models_own_loss(loaded: tuple[Any, Renderer, list
     assert likelihoods(model, exams, 0) == pytest.approx(expected, rel=1e-4)
 
 
+def test_flex_attention_measures_nothing(loaded: tuple[Any, Renderer, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is compiled for shapes, and each batch that is measured has another one."""
+    model, renderer, exams = loaded
+    wanted = likelihoods(model, exams[:3], 0), generate(model, [e.prompt_ids for e in exams[:3]], stop=renderer.stop_ids, pad=0, max_new_tokens=4)
+    used, forward = set(), type(model).forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        used.add(model.config._attn_implementation)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", watched)
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "flex_attention")
+    found = likelihoods(model, exams[:3], 0), generate(model, [e.prompt_ids for e in exams[:3]], stop=renderer.stop_ids, pad=0, max_new_tokens=4)
+    assert used == {"sdpa"}
+    assert found == wanted
+    with pytest.raises(ValueError, match="of the block"), generation.measuring(model):
+        raise ValueError("of the block")
+    assert model.config._attn_implementation == "flex_attention"
+
+
+@pytest.mark.parametrize(("method", "computed"), [("lora", "float16"), ("full", "float32")])
+def test_a_precision_that_unsloth_does_not_compute_in_is_not_recorded(method: str, computed: str, ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a T4, where Unsloth takes Gemma 3 to float16 whatever is asked for; whole weights stay in float32."""
+    unsloth = import_unsloth()
+    load = unsloth.FastModel.from_pretrained
+
+    def forced(*args: Any, **kwargs: Any) -> Any:
+        found = load(*args, **kwargs)
+        found[0]._unsloth_forced_float32 = True
+        return found
+
+    monkeypatch.setattr(unsloth.FastModel, "from_pretrained", forced)
+    chosen = load_base(ready("--method", method, "--precision", "float32"), training=True)[2]
+    assert chosen.name == computed
+    assert ("float32 was asked for, but Unsloth computes this family in float16" in chosen.reason) == (method == "lora")
+
+
 def test_unknown_target_modules_are_listed_before_training(ready: Make) -> None:
     config = ready("--method", "lora", "--target-modules", "q_prj", "--target-modules", "nothing")
     model, _, _ = load_base(config)

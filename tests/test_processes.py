@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, config, places
 
 from kit.errors import UserError
 from kit.files import read_json, read_jsonl
+from kit.progress import TrainingProgress
+from kit.resources import Phases, joules
 from kit.training import train
 
 SHORT = ("--recipe", "tiny", "--method", "lora", "--train-per-source", "14", "--valid-per-source", "1", "--test-per-source", "2",
@@ -35,6 +38,26 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     assert [r["steps"] for r in records] == [5, 5]
     assert {g["passed"] for g in records[1]["gates"].values()} <= {True, None}
     assert done.stdout.count("supervised text: ") == 1  # one process speaks
+
+
+def test_when_one_process_is_told_to_stop_all_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The signal may reach them in different steps; one that stopped alone would leave the others waiting for its gradients."""
+    phases = Phases()
+    for told in (0, 1):
+        phases.record["warmup"] = {}
+        progress = TrainingProgress(tmp_path / "log.jsonl", phases, 0)
+        progress.on_step_begin(None, None, None)
+        monkeypatch.setattr("kit.processes.together", lambda numbers, _, told=told: (sum(numbers) + told,))
+        control = SimpleNamespace(should_save=False, should_training_stop=False)
+        progress.on_step_end(SimpleNamespace(device="cpu"), None, control)
+        assert (control.should_save, control.should_training_stop, progress.stopped) == (bool(told),) * 3
+
+
+def test_one_gpus_energy_is_not_that_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kit.resources._nvml", lambda: (SimpleNamespace(nvmlDeviceGetTotalEnergyConsumption=lambda _: 5000), None))
+    assert joules() == 5.0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert joules() is None
 
 
 def test_what_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ FOREIGN = ("conda ", "source ")
 # What every script is given besides, so that it is soon done; of a flag given twice the last counts.
 DATA = ("--train-per-source", "60", "--valid-per-source", "4", "--test-per-source", "20")
 SHORT = (*DATA, "--limit-train", "16", "--limit-test", "4", "--max-new-tokens", "4", "--forgetting-text", "none")
-BENCH = ("--rounds", "1", "--limit-train", "8", "--limit-test", "4", "--method", "lora", *DATA)
+BENCH = ("--rounds", "1", "--limit-train", "8", "--limit-test", "4", "--name", "fresh", *DATA)
 # Runs that other commands speak of; their own commands are tried like all others.
 FIRST = ("make all METHOD=qlora", "make all METHOD=dora")
 # make in a process of its own, with these words added.
@@ -130,7 +130,9 @@ class Here:
 
 def outcome(words: list[str]) -> int:
     """The exit code of a script with its flags; whoever it asks says little and goes."""
-    added = [*(BENCH if Path(words[0]).stem == "bench" else SHORT), *(["--scale-down"] if {"--recipe", "qlora-galore"} <= set(words) else [])]
+    bench, what = Path(words[0]).stem == "bench", words[1:2]
+    added = [*(BENCH if bench else SHORT), *(["--method", "lora"] if bench and what == ["train"] else [])]
+    added += ["--scale-down"] if {"--recipe", "qlora-galore"} <= set(words) else []
     several = any("," in after for flag, after in itertools.pairwise(words) if flag == "--seeds")
     with mock.patch.object(sys, "stdin", io.StringIO("5\n4\n3\n")), mock.patch.object(subprocess, "Popen", Here) if several else contextlib.nullcontext():
         return in_process([*words, *added])

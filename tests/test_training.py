@@ -197,6 +197,26 @@ def test_out_of_memory_in_the_checks_is_told_apart(ready: Make, monkeypatch: pyt
         train(ready("--method", "lora", *SHORT))
 
 
+def test_what_is_said_to_fit_has_room_for_the_optimisers_state(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory runs out before the first step: the state is not there yet."""
+    from kit import training
+
+    made: list[int] = []
+
+    def probed(trainer: Any, config: RunConfig) -> int | None:
+        assert not trainer.optimizer.state
+        fits = largest_that_fits(trainer, config)
+        made.append(len(trainer.optimizer.state))
+        return fits
+
+    largest_that_fits = training.largest_that_fits
+    monkeypatch.setattr(training, "largest_that_fits", probed)
+    out_of_memory_above(monkeypatch, 2)
+    with pytest.raises(UserError, match="--micro-batch 2 --accumulation 4"):
+        train(ready("--method", "lora", *SHORT))
+    assert made == [84]
+
+
 def test_auto_batch_keeps_the_effective_batch(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = ready("--method", "lora", *SHORT, "--max-steps", "4", "--name", "whole")
     train(whole)

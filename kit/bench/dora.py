@@ -60,6 +60,9 @@ def dora(config: RunConfig, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         build(SHAPE, Path(folder))
         for name, setting in SETTINGS.items():
+            if not setting.sixteen_bit and _on_gpu() and _sixteen_bit() == "float16":
+                say(f"{name} is left out: on this GPU Unsloth computes Gemma 3 in float16, whatever is asked for")
+                continue
             sides = [side for side in SIDES if not ALONE or [f"{name} {side}"] == ALONE]
             models = {f"{name} {side}": adapted(config, setting, side, folder) for side in sides}
             found, alone = alternate({n: partial(step, setting, m) for n, m in models.items()}, rounds)

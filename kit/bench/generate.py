@@ -10,10 +10,11 @@ from kit.bench.harness import ALONE, interleave, summary
 from kit.config import RunConfig
 
 RANDOM, COMPARED = 64, 64
+GPU_SHARE = 16  # on a GPU one prompt in so many is answered one by one, and the time counts for all: hours otherwise
 
 
 def generate(config: RunConfig, rounds: int, prompts: int = 512) -> dict[str, Any]:
-    """Replies to test prompts, one by one and in random batches by transformers, and in the kit's; and how many of the kit's differ.
+    """Replies to test prompts, one by one and in random batches by the model's `generate` (on a GPU Unsloth's), and in the kit's; how many of these differ.
 
     In float32 none may; in 16 bits some do, since what is rounded depends on the batch.
     """
@@ -43,14 +44,16 @@ def generate(config: RunConfig, rounds: int, prompts: int = 512) -> dict[str, An
     def over(batches: Sequence[Sequence[int]], work: Work) -> Callable[[], dict[int, generation.Reply]]:
         return lambda: {i: reply for rows in batches for i, reply in zip(rows, work(rows), strict=True)}
 
+    share = GPU_SHARE if model.device.type == "cuda" else 1
     shuffled = random.Random(0).sample(range(len(exams)), len(exams))
     planned = [plan[part] for part in generation.cut([len(exams[i].prompt_ids) + n for i in plan], config.eval_tokens)]
     variants = {
-        "one by one": over([[i] for i in shuffled], plain),
+        "one by one": over([[i] for i in shuffled[::share]], plain),
         f"random batches of {RANDOM}": over([shuffled[i : i + RANDOM] for i in range(0, len(shuffled), RANDOM)], plain),
         "kit": over(planned, kit),
     }  # fmt: skip
     times, peaks = interleave(variants, rounds)
+    times |= {name: [t * share for t in found] for name, found in times.items() if name == "one by one"}
     found = summary("generate", times, peaks, [(name, "kit") for name in variants if name != "kit"])
     if ALONE:
         return found
