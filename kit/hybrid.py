@@ -192,7 +192,30 @@ def _add(config: RunConfig, model: Any, name: str, kind: str, weights: dict[str,
 
     torch.manual_seed(config.seed)  # dare drops values at random
     density = DENSITY if kind.startswith(("ties", "dare")) else None
-    model.add_weighted_adapter(list(weights), list(weights.values()), name, combination_type=kind, density=density, svd_full_matrices=False)
+    model.add_weighted_adapter(list(weights), list(weights.values()), name, combination_type="linear" if kind == "svd" else kind, density=density)
+    if kind == "svd":
+        for module in model.modules():
+            if name in getattr(module, "lora_A", {}):
+                low_rank_sum(module, weights, name)
+
+
+def low_rank_sum(module: Any, weights: dict[str, float], name: str) -> None:
+    """Makes a layer's adapter the best approximation of its rank to the weighted sum of other adapters, as PEFT's "svd" does.
+
+    The sum is B A, of the adapters' B side by side and A one above the other: with QR decompositions of both, what is left to decompose is as small
+    as their ranks together and not as the layer (for a layer of gemma-3-1b's MLP 15 times as fast on a CPU).
+    """
+    import torch
+
+    a = torch.cat([module.lora_A[m].weight for m in weights if m in module.lora_A]).detach().float()
+    b = torch.cat([w * module.scaling[m] * module.lora_B[m].weight for m, w in weights.items() if m in module.lora_B], 1).detach().float()
+    (left, upper), (right, lower) = torch.linalg.qr(b), torch.linalg.qr(a.T)
+    u, s, v = torch.linalg.svd(upper @ lower.T)
+    rank = min(len(s), module.r[name])
+    new_a, new_b = (torch.zeros_like(each[name].weight, dtype=torch.float32) for each in (module.lora_A, module.lora_B))
+    new_a[:rank] = v[:rank] @ right.T
+    new_b[:, :rank] = left @ (u[:, :rank] * s[:rank]) / module.scaling[name]
+    module.lora_A[name].weight.data, module.lora_B[name].weight.data = new_a, new_b
 
 
 def _save(config: RunConfig, model: Any, tokenizer: Any, best: Record, folder: Path) -> None:

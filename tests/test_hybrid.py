@@ -98,6 +98,33 @@ def test_combined_tries_all_and_takes_the_best_on_validation(trained: tuple[Make
     assert scored["gates"]["reloaded"]["passed"]
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_a_sum_of_low_rank_is_pefts_svd(both: bool) -> None:
+    """Of the factors alone; also where only one of the adapters is on a layer, and where the layer is narrower than the rank."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    base = torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.Linear(40, 6))
+    model = get_peft_model(base, LoraConfig(r=8, lora_alpha=4, target_modules=["0", "1"]), "one")
+    model.add_adapter("two", LoraConfig(r=8, lora_alpha=24, target_modules=["0", "1"] if both else ["1"]))
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight)
+    weights = {"one": 0.25, "two": 0.75}
+    model.add_weighted_adapter(["one", "two"], [0.25, 0.75], "wanted", combination_type="svd", svd_full_matrices=False)
+    hybrid._add(RunConfig(), model, "made", "svd", weights)
+    layers = [m for m in model.modules() if "made" in getattr(m, "lora_A", {})]
+    assert len(layers) == 2
+    for layer in layers:
+        made = layer.get_delta_weight("made")
+        assert torch.allclose(made, layer.get_delta_weight("wanted"), atol=1e-4 * float(made.abs().max()))
+        assert (layer.lora_A["made"].weight.shape, layer.lora_A["made"].weight.dtype) == (layer.lora_A["one"].weight.shape, torch.float32)
+    x = torch.randn(5, 24)
+    model.set_adapter("made")
+    assert model(x).isfinite().all()
+
+
 def test_combined_needs_validation_rows(tiny: Make) -> None:
     with pytest.raises(UserError, match="give --valid-per-source"):
         train(tiny("--method", "combined", "--valid", "0"))
