@@ -40,6 +40,8 @@ def install(model: Any) -> int:
     Also keeps bitsandbytes from repacking NF4 weights for AVX512-BF16 CPUs at the first evaluation: gradients through the packed
     weights are wrong. Raises ValueError where that has happened already (the packing rounds the scales: it cannot be undone).
     """
+    # Where Unsloth keeps Gemma 3's residuals in float32 there is no autocast, and its LoRA computes in float16 by itself; without this DoRA would not.
+    dtype = torch.float16 if getattr(model, "_unsloth_forced_float32", False) else None
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -48,7 +50,7 @@ def install(model: Any) -> int:
         if isinstance(module, LoraLayer) and type(module).__name__ in LAYERS:
             for adapter, variant in module.lora_variant.items():
                 if type(variant) is DoraLinearVariant:
-                    module.lora_variant[adapter] = KeptNormDora(module, adapter)
+                    module.lora_variant[adapter] = KeptNormDora(module, adapter, dtype)
             # PEFT would give each layer a wider copy of the input that q, k and v share. An adapter without DoRA needs that copy.
             module.cast_input_dtype_enabled = not all(isinstance(module.lora_variant.get(a), KeptNormDora) for a in module.lora_A)
     return len({variant.module() for variant in _installed(model)})
@@ -77,8 +79,9 @@ register_optimizer_step_post_hook(_count_step)
 class KeptNormDora(DoraLinearVariant):  # type: ignore[misc]
     """One adapter of one layer. `kept` is (what the scales were computed from, weak references to its storages, the scales)."""
 
-    def __init__(self, module: Any, adapter: str) -> None:
-        self.module, self.adapter = ref(module), adapter
+    def __init__(self, module: Any, adapter: str, dtype: Any = None) -> None:
+        """`dtype`: in which products with the adapter's matrices are computed without autocast, by default in the matrices' own."""
+        self.module, self.adapter, self.dtype = ref(module), adapter, dtype
         self.kept: tuple[Any, ...] | None = None
         # Whether the output is still as it was returned when the backward pass comes; None until the first one has looked.
         self.intact: bool | None = None
@@ -89,7 +92,7 @@ class KeptNormDora(DoraLinearVariant):  # type: ignore[misc]
 
     def __reduce__(self) -> Any:
         """A copied or unpickled layer starts anew."""
-        return KeptNormDora, (self.module(), self.adapter)
+        return KeptNormDora, (self.module(), self.adapter, self.dtype)
 
     def forward(self, module: Any, active_adapter: str, x: Any, result: Any, **_: Any) -> Any:
         """The layer's output, in the base output's dtype. x: [..., in] as the layer got it; result: [..., out] of the base layer."""
@@ -107,12 +110,18 @@ class KeptNormDora(DoraLinearVariant):  # type: ignore[misc]
             base = _base_product(module, x).to(scales[0].dtype)
         # A bias is taken off and added in float32: the product is kept apart from it, where no bias can swallow a small one.
         product = base if bias is None else base.to(scales[0].dtype) - bias
+        dtype = self._computing(x, a)
         if torch.is_grad_enabled():
-            out = _Product.apply(product, x, a, b, magnitude, *scales, module.scaling[active_adapter], layer)
+            out = _Product.apply(product, x, a, b, magnitude, *scales, module.scaling[active_adapter], dtype, layer)
         else:
-            out = torch.addcmul(linear(linear(x.to(_computing(x, a)), a), b) * scales[2], product, scales[0])
+            out = torch.addcmul(linear(linear(x.to(dtype), a.to(dtype)), b.to(dtype)) * scales[2], product, scales[0])
         out = out if bias is None else out + bias
         return (result - base + out if dropping else out).to(result.dtype)
+
+    def _computing(self, x: Any, a: Any) -> Any:
+        """The dtype of products with the adapter's matrices: autocast's, the one that was asked for or, as PEFT does, the matrices' own."""
+        device = x.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype or a.dtype
 
     def _weights(self, module: Any) -> list[Any]:
         """W, A, B and m."""
@@ -158,12 +167,6 @@ def _scales(module: Any, scaling: float, a: Any, b: Any, magnitude: Any) -> Any:
         unit = torch.full_like(m, torch.finfo(dtype).eps)
         scale = torch.where(m.abs() < unit * norm, torch.copysign(unit, m), m / norm)
         return [torch.where(norm > 0, t, 0.0) for t in (scale, 1 / (scale * (scale * norm)), scaling * scale)]
-
-
-def _computing(x: Any, weight: Any) -> Any:
-    """The dtype in which a product with an adapter's matrix is computed: autocast's or, as PEFT does, the matrix's own."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def _base_product(module: Any, x: Any) -> Any:
@@ -237,9 +240,11 @@ class _Product(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, base: Any, x: Any, a: Any, b: Any, _magnitude: Any, scale: Any, inverse: Any, factor: Any, scaling: float, layer: Any) -> Any:
-        narrow = x.to(_computing(x, a))
-        xa = linear(narrow, a)
+    def forward(
+        ctx: Any, base: Any, x: Any, a: Any, b: Any, _magnitude: Any, scale: Any, inverse: Any, factor: Any, scaling: float, dtype: Any, layer: Any
+    ) -> Any:
+        narrow = x.to(dtype)
+        xa = linear(narrow, a.to(dtype))
         x = narrow if narrow.dtype.itemsize < x.dtype.itemsize else x
         out = _product(base, xa, b, scale, factor)
         ctx.scaling, ctx.layer = scaling, layer if layer is not None and layer.intact is None else None
@@ -265,4 +270,4 @@ class _Product(torch.autograd.Function):
             to_magnitude.add_(scaled.mul_(_widened(kept, scale)).sum(0))
         to_xa = (to_xa * ctx.scaling).to(xa.dtype)
         to_x = (to_xa @ a).reshape(x.shape) if ctx.needs_input_grad[1] else None
-        return to_base, to_x, to_xa.T @ _rows(x).to(to_xa.dtype), to_b.T * ctx.scaling, to_magnitude * inverse, None, None, None, None, None
+        return to_base, to_x, to_xa.T @ _rows(x).to(to_xa.dtype), to_b.T * ctx.scaling, to_magnitude * inverse, None, None, None, None, None, None

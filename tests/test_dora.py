@@ -190,6 +190,36 @@ def test_16_bit_errors_are_not_larger_than_pefts(dtype: torch.dtype, autocast: t
         assert squares[0] ** 0.5 < 1.1 * squares[1] ** 0.5, kind
 
 
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_without_autocast_it_computes_as_unsloths_lora_does(four_bit: bool) -> None:
+    """Where Unsloth keeps Gemma 3's residuals in float32, on a T4: in float16 by itself, with the errors that PEFT has under autocast."""
+    ours, theirs = [], []
+    for seed in range(16):
+        model = stock(dtype=FP16, four_bit=four_bit, seed=seed)
+        forced = copy.deepcopy(model)
+        forced._unsloth_forced_float32 = True
+        forced = fast(forced)
+        x, weights = data(seed)
+        expected = formula(model, x.to(FP16), weights)
+        theirs.append(errors(gradients(model, x.to(FP16), weights, FP16), expected))
+        ours.append(errors(gradients(forced, x.to(FP16), weights), expected))
+        assert copy.deepcopy(layers(forced)[0].lora_variant["default"]).dtype is FP16
+    for kind in ours[0]:
+        squares = [sum(e[kind] ** 2 for e in each) for each in (ours, theirs)]
+        assert squares[0] ** 0.5 < 1.1 * squares[1] ** 0.5, kind
+    seen = []
+    from kit import dora
+
+    real, inputs = dora.linear, torch.randn(2, 64).to(FP16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dora, "linear", lambda *given: seen.append({t.dtype for t in given}) or real(*given))
+        forced(inputs)
+        with torch.no_grad():
+            forced(inputs)
+    assert len(seen) >= 6
+    assert seen[0] == seen[-1] == {FP16}
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_dropout_is_pefts_given_the_same_mask(bias: bool) -> None:
     model = stock(bias=bias, lora_dropout=0.3)
