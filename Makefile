@@ -68,7 +68,7 @@ help: ## this list
 	  '  METHODS="$(METHODS)"  those that make compare runs' \
 	  '  RECIPE=$(RECIPE)            auto, or one of: $(basename $(notdir $(wildcard kit/recipes/*.yaml))) (auto: t4 with a CUDA GPU, else tiny)' \
 	  '  SEEDS="$(SEEDS)"              seeds; each makes a run of its own' \
-	  '  SOURCES="alpaca=FILE ..." your data instead of the recipe'"'"'s' \
+	  '  SOURCES="mine=FILE ..."  your data instead of the recipe'"'"'s; also mine=OWNER/DATASET' \
 	  '  NAME=, DATA_DIR=, RUNS_DIR=, REPORT_DIR=   where things go' \
 	  '  ARGS="--limit 200 ..."    any flag of scripts/train.py --help'
 

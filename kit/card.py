@@ -138,14 +138,15 @@ def _results(config: RunConfig, scored: Record | None) -> list[str]:
         return ["## Results", "Not evaluated yet."]
     path = config.run_dir.parent / BASE / "eval.json"
     base = read_json(path, "all", "provenance") if path.exists() else None
-    comparable = base is not None and base["provenance"]["data"] == scored["provenance"]["data"]
+    tokens = [(s or {}).get("score_tokens", RunConfig.score_tokens) for s in (base, scored)]
+    comparable = base is not None and base["provenance"]["data"] == scored["provenance"]["data"] and tokens[0] == tokens[1]
     lines = ["| | base model | tuned |", "| --- | ---: | ---: |"]
     for name in ON_THE_HUB:
         pair = (base["all"][name] if base and comparable else None, scored["all"][name])
         before, after = (interval(score if score and score["value"] is not None else None) for score in pair)
         lines.append(f"| {METRICS[name].title} | {before} | {after} |")
-    said = ["## Results", f"On {scored['all']['bleu4']['n']:,} held-out rows, with 95% bootstrap intervals; BLEU-4 and ROUGE-L from 0 to 100, perplexity the "
-            "lower the better.", "\n".join(lines)]  # fmt: skip
+    said = ["## Results", f"On {scored['all']['bleu4']['n']:,} held-out rows, with 95% bootstrap intervals; BLEU-4 and ROUGE-L from 0 to 100 "
+            f"({tokens[1]} tokens), perplexity the lower the better.", "\n".join(lines)]  # fmt: skip
     lost = (scored.get("forgetting") or {}).get("perplexity")
     return said + ([f"On general text that it was not tuned on its perplexity is {interval(lost)}."] if lost else [])
 

@@ -95,7 +95,9 @@ class RunConfig:
     max_new_tokens: Annotated[int, "longest generated reply in tokens"] = 256
     eval_tokens: Annotated[int, "tokens of prompts and longest replies held at once while generating; the same batches for all compared runs"] = 65_536
     engine: Annotated[str, "what generates: kit, or vllm where it is installed (VLLM_PYTHON: its Python); adapters are merged for it"] = "kit"
-    score_tokens: Annotated[str, "what BLEU-4 and ROUGE-L count: 13a (words of Latin text), intl (of any script), zh (Chinese) or char"] = "13a"
+    score_tokens: Annotated[
+        str, "what BLEU-4 and ROUGE-L count when replies are scored: 13a (words of Latin text), intl (of any script with spaces), zh (Chinese) or char"
+    ] = "13a"
     forgetting_text: Annotated[str, "general text to measure forgetting on: builtin, wikitext, a .txt or .jsonl file, or none"] = "builtin"
     # The fields that were asked for by flags, even where that is the default; no setting itself.
     asked: tuple[str, ...] = field(default=(), repr=False, compare=False)

@@ -129,9 +129,9 @@ class TrainingProgress:
             self._enter("steps")
         else:
             self.wall_s += clock() - self.started
-        # All or none: a process that stopped alone would leave the others waiting for its gradients.
-        self.stopped = any(processes.together([int(self.stopped)], args.device))
-        if self.stopped:
+        # All or none: a process that stopped alone would leave the others waiting for its gradients. A signal that comes meanwhile counts in the next step.
+        if any(processes.together([int(self.stopped)], args.device)):
+            self.stopped = True
             control.should_save = control.should_training_stop = True
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:

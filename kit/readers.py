@@ -14,8 +14,9 @@ from typing import IO, Any, cast
 from kit.errors import UserError
 
 Record = dict[str, Any]
-# The names that the field's datasets give to a list of turns.
+# The names that the field's datasets give to a list of turns, and to a turn's role.
 TURNS = ("messages", "conversations", "conversation", "utterances", "turns")
+ROLE = ("role", "from", "speaker")
 # A row and its number from 1; the record is None where only other rows were wanted and it could be skipped unread.
 Numbered = Iterator[tuple[int, Record | None]]
 
@@ -83,7 +84,7 @@ def _csv(file: IO[bytes], path: Path, _wanted: Container[int] | None) -> Numbere
         for number, row in enumerate(reader, 1):
             if None in row or None in row.values():
                 raise UserError(f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or [])} columns")
-            yield number, {k: _turns(v) if k in TURNS else v for k, v in row.items()}
+            yield number, {k: _cell(k, v) for k, v in row.items()}
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, after row {number}, byte {error.start + 1} of the block: not valid UTF-8") from None
     except csv.Error as error:
@@ -92,12 +93,20 @@ def _csv(file: IO[bytes], path: Path, _wanted: Container[int] | None) -> Numbere
         text.detach()  # the caller closes the file
 
 
-def _turns(text: str) -> Any:
-    """A cell of turns holds them as JSON; what is not JSON stays text, and is then no list of turns."""
+def _cell(column: str, text: str) -> Any:
+    """A cell of turns holds them as JSON, also where they are a question or an answer; what is no list of turns stays text."""
+    if column not in TURNS and not text.startswith("[{"):
+        return text
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except (ValueError, RecursionError):
         return text
+    return found if column in TURNS or are_turns(found) else text
+
+
+def are_turns(value: Any) -> bool:
+    """Whether this is a list of turns, each with a role."""
+    return isinstance(value, list) and bool(value) and all(isinstance(t, dict) and any(k in t for k in ROLE) for t in value)
 
 
 def _parquet(file: IO[bytes], path: Path, _wanted: Container[int] | None) -> Numbered:

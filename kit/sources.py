@@ -15,17 +15,17 @@ from typing import Any
 
 from kit.errors import UserError, unknown
 from kit.files import sha256
-from kit.readers import READERS, TURNS, Record, records, suffix
+from kit.readers import READERS, ROLE, TURNS, Record, are_turns, records, suffix
 
 BUILTIN = Path(__file__).parent / "assets" / "data"
 INPUT = "\n\nInput: "
-HUB = re.compile(r"[\w.-]+/[\w.-]+(:[^:/]+){0,2}")  # a dataset's name on the hub, and which part of it
+HUB = re.compile(r"[\w.-]+/[\w.-]+(:[^:/[]+){0,2}")  # a dataset's name on the hub, and which part of it
 NO_INPUT = {"noinput", "<noinput>", "no input", "none", "n/a", "<no input>"}
 # The names that the field's datasets give to a question, to what it is about and to its answer; the first that a row has counts.
 ASKED, ABOUT, ANSWER = ("instruction", "prompt", "question", "query"), ("input", "context"), ("output", "completion", "response", "answer")
-# To a system text beside the turns, and to a turn's role and its text.
+# To a system text beside the turns, and to a turn's text.
 SYSTEM = ("system", "system_prompt")
-ROLE, CONTENT = ("role", "from", "speaker"), ("content", "value", "text")
+CONTENT = ("content", "value", "text")
 ROLES = {
     "user": "user", "human": "user", "prompter": "user", "customer": "user", "assistant": "assistant", "gpt": "assistant",
     "chatgpt": "assistant", "model": "assistant", "bot": "assistant", "system": "system", "developer": "system",
@@ -101,8 +101,9 @@ def _part(part: Any, repairs: Counter[str]) -> str:
 
 
 def columns(row: Record) -> tuple[str, str | None, str]:
-    """The row's names for question, input and answer; WrongShape if it has no question or no answer."""
-    asked, about, answer = (next((k for k in names if k in row), None) for names in (ASKED, ABOUT, ANSWER))
+    """The row's names for question, input and answer, of several those that say something; WrongShape if it has no question or no answer."""
+    there = ([k for k in names if k in row] for names in (ASKED, ABOUT, ANSWER))
+    asked, about, answer = (next((k for k in names if row[k] not in (None, "", [])), names[0] if names else None) for names in there)
     if asked is None or answer is None:
         raise WrongShape(f"a question ({', '.join(ASKED)}) and an answer ({', '.join(ANSWER)}), found {', '.join(sorted(row)) or 'no keys'}")
     return asked, about, answer
@@ -111,7 +112,7 @@ def columns(row: Record) -> tuple[str, str | None, str]:
 def from_instruction(row: Record, repairs: Counter[str]) -> Record:
     """{instruction, input, output}, as in Alpaca, or by other names: an input follows the instruction as "\\n\\nInput: ..."."""
     asked, about, answer = columns(row)
-    extra = text_of(row.get(about) or "", repairs) if about else ""
+    extra = _plain(row[about], repairs) if about else ""
     if extra.lower().rstrip(".") in NO_INPUT:
         extra = ""
         repairs["noinput"] += 1
@@ -119,23 +120,33 @@ def from_instruction(row: Record, repairs: Counter[str]) -> Record:
     if not question or not question[-1][1]:
         raise Dropped("empty_prompt")
     if extra:
-        question[-1] = (question[-1][0], f"{question[-1][1]}{INPUT}{extra}")
-    messages = conversation([*_system(row, repairs), *before, *question, *_side(row[answer], "assistant", repairs)], repairs)
+        last = max((i for i, (role, _) in enumerate(question) if ROLES.get(role) == "user"), default=0)
+        question[last] = (question[last][0], f"{question[last][1]}{INPUT}{extra}")
+    told = [*before, *question, *_side(row[answer], "assistant", repairs)]
+    messages = conversation([*_system(row, told, repairs), *told], repairs)
     # Kept apart so that the Alpaca format can show it under its own heading, which belongs to the first question.
     return {"messages": messages, "input": extra} if extra and not before and len(question) == 1 else {"messages": messages}
 
 
 def _side(value: Any, role: str, repairs: Counter[str]) -> list[tuple[str, str]]:
     """A question or an answer as turns: a text, or a list of turns itself, as TRL has them."""
-    if isinstance(value, list) and value and all(isinstance(t, dict) and any(k in t for k in ROLE) for t in value):
+    if are_turns(value):
         return [_turn(t, repairs) for t in value]
-    return [(role, text_of(value or "", repairs))]
+    return [(role, _plain(value, repairs))]
 
 
-def _system(row: Record, repairs: Counter[str]) -> list[tuple[str, str]]:
-    """The system text that stands beside the turns, as a turn."""
+def _plain(value: Any, repairs: Counter[str]) -> str:
+    """A cell's text: a number is its digits, nothing is empty, and a list of texts (of answers, of passages) is no text."""
+    if isinstance(value, list) and any(isinstance(part, str) for part in value):
+        raise Dropped("not_text")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return text_of(str(value) if number else "" if value is None else value, repairs)
+
+
+def _system(row: Record, told: list[tuple[str, str]], repairs: Counter[str]) -> list[tuple[str, str]]:
+    """The system text that stands beside the turns, as a turn, unless these have one."""
     text = next((row[k] for k in SYSTEM if row.get(k)), None)
-    if not isinstance(text, str):
+    if not isinstance(text, str) or any(ROLES.get(role.strip().lower()) == "system" for role, _ in told):
         return []
     repairs["system_text_beside_the_turns"] += 1
     return [("system", text_of(text, repairs))]
@@ -152,14 +163,13 @@ def _history(row: Record, repairs: Counter[str]) -> list[tuple[str, str]]:
 
 def from_turns(row: Record, repairs: Counter[str]) -> Record:
     """A list of turns under any of TURNS, each turn with a role and a text under any of ROLE and CONTENT."""
-    key = next((k for k in TURNS if k in row), None)
+    key = next((k for k in TURNS if isinstance(row.get(k), list)), None) or next((k for k in TURNS if k in row), None)
     turns = row.get(key) if key else None
     if not isinstance(turns, list):
         found = type(turns).__name__ if key else f"keys {', '.join(sorted(row))}"
         raise WrongShape(f"a list of turns under one of {', '.join(TURNS)}, found {found}")
     told = [_turn(t, repairs) for t in turns]
-    has_system = any(ROLES.get(role.strip().lower()) == "system" for role, _ in told)
-    return {"messages": conversation(told if has_system else [*_system(row, repairs), *told], repairs)}
+    return {"messages": conversation([*_system(row, told, repairs), *told], repairs)}
 
 
 def _turn(turn: Any, repairs: Counter[str]) -> tuple[str, str]:
@@ -178,11 +188,15 @@ SHAPES = {"instruction": from_instruction, "turns": from_turns}
 
 def shape_of(row: Record) -> tuple[str, str]:
     """The shape that a file's first row shows, and the columns it was told by."""
-    if found := next((k for k in TURNS if k in row), None):
+    if found := next((k for k in TURNS if isinstance(row.get(k), list)), None):
         return "turns", found
     try:
-        return "instruction", ", ".join(filter(None, columns(row)))
+        used = [name for name in columns(row) if name]
+        unused = [k for names in (ASKED, ABOUT, ANSWER) for k in names if k in row and k not in used]
+        return "instruction", ", ".join(used) + (f" (not from {', '.join(unused)})" if unused else "")
     except WrongShape as missing:
+        if found := next((k for k in TURNS if k in row), None):
+            return "turns", found
         raise WrongShape(f"a list of turns under one of {', '.join(TURNS)}, or {missing}") from None
 
 
@@ -215,11 +229,14 @@ class Stream:
         if known is None and not origin:
             said = unknown("source", self.name, SOURCES)
             raise UserError(said if said.endswith("?") else f"{said}; a source of your own is NAME=FILE or NAME=OWNER/DATASET")
-        self.asked = origin or (known.hub if known else "")
-        self.path = _local(self.name, self.asked)
-        self.origin, *part = [self.asked] if self.path else self.asked.split(":")
-        self.part = part or [known.split if known else "train"]  # [split], or [subset, split]
-        self.shape, self.told_by = (known.shape if known and (self.path is None or origin == "builtin") else None), ""  # else the first row tells
+        where = origin or (known.hub if known else "")
+        self.path = _local(self.name, where)
+        self.origin, *part = [where] if self.path else where.split(":")
+        its_own = known if known and origin in ("", "builtin", known.hub) else None
+        usual = [its_own.split if its_own else "train"]
+        self.part = part or usual  # [split], or [subset, split]
+        self.asked = self.origin if self.part == usual else ":".join([self.origin, *self.part])
+        self.shape, self.told_by = (its_own.shape if its_own else None), ""  # else the first row tells
         self.revision: str | None = None
         self.rows_in = 0
         self.dropped: Counter[str] = Counter()
@@ -270,5 +287,10 @@ def _local(name: str, origin: str) -> Path | None:
     if path.is_file():
         return path
     if suffix(path) in READERS or origin.startswith(("/", ".", "~")) or not HUB.fullmatch(origin):
-        raise UserError(f"source {name}: no such file: {origin}")
+        hub = (
+            ""
+            if path.is_absolute() or suffix(path) in READERS
+            else "; a dataset of the hub is OWNER/DATASET, OWNER/DATASET:SPLIT or OWNER/DATASET:SUBSET:SPLIT"
+        )
+        raise UserError(f"source {name}: no such file: {origin}{hub}")
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -32,17 +33,17 @@ def _bleu(scheme: str, text: str) -> list[str]:
 
 
 def _rouge(scheme: str, text: str) -> list[str]:
-    """rouge_score's tokens; by another scheme than sacreBLEU's default, those of its tokens that have a letter or a digit of any script."""
+    """rouge_score's tokens; by another scheme than sacreBLEU's default, those of its tokens that have a letter, a vowel sign or a digit."""
     if scheme == STANDARD:
         return ROUGE_TOKEN.findall(text.lower())
-    return [token for token in _splitter(scheme)(text.lower()) if any(map(str.isalnum, token))]
+    return [token for token in _splitter(scheme)(text.lower()) if any(unicodedata.category(c)[0] in "LMN" for c in token)]
 
 
 class Vocabulary(dict[str, int]):
     """Every word met so far -> its number; it is split for "bleu" and for "rouge", and the tokens have numbers too.
 
-    13a's rules look no further than the next space and no ROUGE token holds one, so the tokens of a text are its words' tokens in a row. By other
-    schemes a text is one word.
+    The rules of 13a and char look no further than the next space and no ROUGE token holds one, so the tokens of a text are its words' tokens in a row.
+    By other schemes a text is one word.
     """
 
     def __init__(self, scheme: str) -> None:
@@ -80,6 +81,6 @@ def _words(text: str, scheme: str) -> Symbols:
     """A text's words as their numbers; kept for a while, since a reference comes back with every run."""
     text = text.rstrip()
     # 13a first takes these out, and may so join words: the text is one word.
-    whole = scheme != STANDARD or "-\n" in text or "<skipped>" in text
+    whole = scheme not in (STANDARD, "char") or "-\n" in text or "<skipped>" in text
     words = [text] if whole else text.replace("\n", " ").split(" ")
     return np.fromiter(map(vocabulary(scheme).__getitem__, words), dtype=np.int64)

@@ -84,8 +84,12 @@ def test_the_base_models_scores_stand_beside_those_of_the_same_data(made: Callab
     path = tiny("--method", "base").run_dir / "eval.json"
     write_json(path, scored(bleu4=1.25))
     assert "| BLEU-4 | 1.25 [1.25, 1.25] | 12.50 [12.50, 12.50] |" in made(results=scored())[0]
-    write_json(path, scored(bleu4=1.25) | {"provenance": {"data": "other"}})
-    assert "| BLEU-4 | — | 12.50 [12.50, 12.50] |" in made(results=scored())[0]
+    for other in ({"provenance": {"data": "other"}}, {"score_tokens": "zh"}):
+        write_json(path, scored(bleu4=1.25) | other)
+        assert "| BLEU-4 | — | 12.50 [12.50, 12.50] |" in made(results=scored())[0]
+    text = made(results=scored() | {"score_tokens": "zh"})[0]
+    assert "| BLEU-4 | 1.25 [1.25, 1.25] | 12.50 [12.50, 12.50] |" in text
+    assert "BLEU-4 and ROUGE-L from 0 to 100 (zh tokens)" in text
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,25 @@ def test_when_one_process_is_told_to_stop_all_do(monkeypatch: pytest.MonkeyPatch
         assert (control.should_save, control.should_training_stop, progress.stopped) == (bool(told),) * 3
 
 
+def test_a_signal_that_comes_while_they_meet_counts_in_the_next_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    phases = Phases()
+    phases.record["warmup"] = {}
+    progress = TrainingProgress(tmp_path / "log.jsonl", phases, 0)
+
+    def meeting(numbers: list[int], _: object) -> tuple[int, ...]:
+        progress.stopped = True  # as the handler does
+        return tuple(numbers)
+
+    monkeypatch.setattr("kit.processes.together", meeting)
+    stops = []
+    for _ in range(2):
+        control = SimpleNamespace(should_save=False, should_training_stop=False)
+        progress.on_step_begin(None, None, None)
+        progress.on_step_end(SimpleNamespace(device="cpu"), None, control)
+        stops.append(control.should_training_stop)
+    assert stops == [False, True]
+
+
 def test_one_gpus_energy_is_not_that_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kit.resources._nvml", lambda: (SimpleNamespace(nvmlDeviceGetTotalEnergyConsumption=lambda _: 5000), None))
     assert joules() == 5.0

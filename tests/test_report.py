@@ -392,9 +392,15 @@ def test_data_that_were_rebuilt_are_not_described_as_those_of_the_runs(tiny: Mak
 
 @pytest.mark.parametrize(("scripts", "said"), [({"LATIN": 95, "CJK": 5}, False), ({"LATIN": 50, "CJK": 30, "DEVANAGARI": 20}, True), ({}, False)])
 def test_rows_that_the_word_metrics_cannot_see_are_told(scripts: dict[str, int], said: bool) -> None:
-    by = {tokens: [{"status": "done", "score_tokens": tokens}] for tokens in ("13a", "zh")}
+    by = {tokens: [{"status": "done", "score_tokens": tokens}] for tokens in ("13a", "intl", "zh", "char")}
     notes = write.unseen({"splits": {"test": {"scripts": scripts}}}, by["13a"])
-    assert write.unseen({"splits": {"test": {"scripts": scripts}}}, by["zh"]) == []
+    for tokens, lost in (("intl", "30%"), ("zh", ""), ("char", "")):
+        found = write.unseen({"splits": {"test": {"scripts": scripts}}}, by[tokens])
+        assert [n.startswith(f"{lost} of the test rows are in scripts without spaces, whose sentences intl takes") for n in found] == [True] * bool(
+            said and lost
+        )
+    thai = {"splits": {"test": {"scripts": {"THAI": 40, "CJK": 60}}}}
+    assert write.unseen(thai, by["zh"])[0].startswith("40% of the test rows are in scripts without spaces, whose sentences zh takes for words: score by")
     assert [n.startswith("50% of the test rows are not in Latin letters: ROUGE-L counts a to z") for n in notes] == [True] * said
 
 
@@ -402,11 +408,15 @@ def test_runs_scored_by_other_tokens_are_not_ranked_against_each_other(tiny: Mak
     replies = ["the lake is blue", "湖是蓝色的", "a"] * 4
     for method, tokens in (("lora", "zh"), ("dora", "zh"), ("qlora", "13a")):
         made_run(tiny("--method", method), replies, score_tokens=tokens)
-    results, _, text = build(tiny())
+    results, notes, text = build(tiny())
     assert [r["score_tokens"] for r in results] == ["13a", "zh", "zh"]
     reasons = {(v["a"], v["b"]): v["confounded"] for v in write.inputs(tiny()).found}
     assert reasons == {("qlora", "lora"): ["scored by other tokens"], ("qlora", "dora"): ["scored by other tokens"], ("lora", "dora"): []}
     assert "make compare RECIPE=tiny METHODS=\"lora dora\" ARGS='--score-tokens zh'" in text
+    assert any(n.startswith("BLEU-4 and ROUGE-L of these runs count different tokens (13a, zh) and cannot be compared; scripts/eval.py RUN") for n in notes)
+    # Seeds that count different tokens have no mean.
+    made_run(tiny("--method", "lora", "--seed", "1"), replies, score_tokens="13a")
+    assert [r["label"] for r in build(tiny())[0]] == ["QLoRA", "LoRA (seed 0)", "LoRA (seed 1)", "DoRA"]
     made_run(tiny("--method", "lora"), replies, score_tokens="klingon")
     assert next(r for r in build(tiny())[0] if r["method"] == "lora")["reason"] == (
         "predictions.jsonl cannot be used: unknown score_tokens 'klingon'; known: 13a, char, intl, zh"

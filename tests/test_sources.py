@@ -235,8 +235,11 @@ def test_a_source_of_ones_own_is_a_file_or_a_dataset_on_the_hub() -> None:
         stream = Stream(f"mine={origin}")
         assert (stream.origin, stream.part, stream.fingerprint()) == ("some/data", part, f"mine={origin}")
     assert Stream("ultrachat").part == ["train_sft"]
-    for origin in ("some/data/more", "some/data:a:b:c", "some/data.jsonl", "./some/data", "some"):
-        with pytest.raises(UserError, match=f"source mine: no such file: {origin}"):
+    # A part that is taken anyway is no other source, and a known name with other data says nothing of their shape or split.
+    assert Stream("mine=some/data:train").fingerprint() == Stream("mine=some/data").fingerprint()
+    assert (Stream("ultrachat=some/data").part, Stream("ultrachat=some/data").shape) == (["train"], None)
+    for origin in ("some/data:train[:50%]", "some/data:", "some/data/more", "some/data:a:b:c", "some/data.jsonl", "./some/data", "some"):
+        with pytest.raises(UserError, match=re.escape(f"source mine: no such file: {origin}")):
             Stream(f"mine={origin}")
 
 
@@ -247,7 +250,9 @@ def test_a_source_of_ones_own_is_a_file_or_a_dataset_on_the_hub() -> None:
         ({"question": "q", "answer": "a", "id": 1}, "question, answer"),
         ({"query": "q", "response": "a", "type": "x"}, "query, response"),
         ({"instruction": "q", "context": "", "response": "a", "category": "x"}, "instruction, context, response"),
-        ({"instruction": "q", "output": "a", "prompt": "Below is an instruction", "response": "no"}, "instruction, output"),
+        ({"instruction": "q", "output": "a", "prompt": "Below", "response": "no"}, "instruction, output (not from prompt, response)"),
+        ({"instruction": "", "prompt": "q", "output": None, "response": "a"}, "prompt, response (not from instruction, output)"),
+        ({"prompt": "q", "response": "a", "turns": 3, "conversation": None}, "prompt, response"),
         ({"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}, "prompt, completion"),
         ({"prompt": "no", "answer": "no", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, "messages"),
     ],
@@ -260,6 +265,32 @@ def test_questions_and_answers_by_any_of_their_names(row: dict[str, object], tol
     assert stream.told_by == told_by
     known = Stream(f"alpaca={path}")
     assert (len(list(known.rows())), known.told_by) == (1, told_by)  # a file may have the name of a known source, and another shape
+
+
+def test_what_is_no_text_in_a_question_or_an_answer() -> None:
+    repairs: Counter[str] = Counter()
+
+    def made(**row: object) -> list[str]:
+        return [m["content"] for m in from_instruction({"question": "q", **row}, repairs)["messages"]]
+
+    assert made(answer=0) == ["q", "0"]
+    assert made(answer=4.5, context=12) == ["q\n\nInput: 12", "4.5"]
+    assert made(answer="a", input="", context="c") == ["q\n\nInput: c", "a"]
+    for row in ({"answer": ["a", "b"]}, {"answer": True}, {"answer": {"text": "a"}}, {"answer": "a", "context": ["one", "two"]}):
+        with pytest.raises(Dropped, match="not_text"):
+            made(**row)
+    turns = [{"role": r, "content": c} for r, c in (("system", "S"), ("user", "u"), ("assistant", "begun"))]
+    row = {"prompt": turns, "completion": "a", "system": "S", "input": "n"}
+    # One system text, and what the question is about stays out of the reply.
+    assert [m["content"] for m in from_instruction(row, repairs)["messages"]] == ["S\n\nu\n\nInput: n", "begun\n\na"]
+
+
+def test_turns_in_the_cells_of_a_csv_are_turns(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    cells = [json.dumps([{"role": role, "content": text}]).replace('"', '""') for role, text in (("user", "q"), ("assistant", "a"))]
+    path.write_text(f'prompt,completion\n"{cells[0]}","{cells[1]}"\nas JSON,"[{{""x"": 1}}]"\n')
+    found = [[m["content"] for m in row["messages"]] for _, row in Stream(f"mine={path}").rows()]
+    assert found == [["q", "a"], ["as JSON", '[{"x": 1}]']]
 
 
 def test_what_a_question_is_about_goes_with_it() -> None:

@@ -74,7 +74,8 @@ def data(manifest: Mapping[str, Any] | None, rows: Sequence[Row]) -> list[Block]
     if not manifest:
         return []
     keys = ("rows_in", "kept", "train", "test")
-    body = [[Cell(n), Cell(s["origin"] + (f":{s.get('part', '')} @ {s['revision'][:12]}" if s["revision"] else "")), Cell(counts(s["dropped"])),
+    where = {n: s["origin"] + (f":{part}" if (part := s.get("part")) else "") for n, s in manifest["sources"].items()}
+    body = [[Cell(n), Cell(where[n] + (f" @ {s['revision'][:12]}" if s["revision"] else "")), Cell(counts(s["dropped"])),
              *(Cell(f"{s[k]:,}", s[k]) for k in keys)] for n, s in manifest["sources"].items()]  # fmt: skip
     limits = [f"the first {n:,} {split} rows" for split in ("train", "test") for n in values(f"limit_{split}", rows)]
     notes = [f"These runs used only {' and '.join(limits)}."] if limits else []
@@ -194,8 +195,8 @@ def _command(row: Row) -> tuple[str, str]:
 
 def limits(rows: Sequence[Row]) -> list[Block]:
     untuned = [] if values("tuned", rows) == [True] else ["Not every learning rate was tuned; a method may do better with one that is (make sweep)."]
-    signatures = next(([f"{COLUMNS[m].title}: {r[m]['signature']}" for m in SCORES if r[m] and "signature" in r[m]] for r in rows if r["bleu4"]), [])
-    how: list[Block] = [Heading("How the scores are computed", 3), Bullets(signatures)] if signatures else []
+    signatures = dict.fromkeys(f"{COLUMNS[m].title}: {r[m]['signature']}" for m in SCORES for r in rows if r[m] and "signature" in r[m])
+    how: list[Block] = [Heading("How the scores are computed", 3), Bullets([*signatures])] if signatures else []
     return [Heading("Limits"), Bullets([*LIMITS, *untuned]), *how]
 
 

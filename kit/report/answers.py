@@ -115,7 +115,7 @@ def _method(runs: Sequence[tuple[str, str | None, str]]) -> tuple[list[Answers |
     read = [_read(Path(run) / "predictions.jsonl", digest, tokens) for run, digest, tokens in runs]
     found = [a for a in read if isinstance(a, Answers)]
     ids = common(found)
-    if len(found) < 2 or not ids:
+    if len(found) < 2 or not ids or len({tokens for *_, tokens in runs}) > 1:
         return read, None
     return read, intervals([a.of(ids) for a in found], sources(found[0], ids), {m: METRICS[m] for m in SCORES})
 

@@ -24,6 +24,8 @@ from kit.report.shapes import MANIFEST, STATS
 from kit.report.verdicts import Verdict, verdicts
 
 SCHEMA = 1
+# Scripts that put no spaces between words, by the names of their letters in Unicode.
+SPACELESS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 # Where a reader is told of it beside the answer.
 RESEMBLING = 0.1
 FORMATS = {"md": "markdown", "html": "html", "pdf": "pdf"}
@@ -59,16 +61,20 @@ def inputs(config: RunConfig) -> Inputs:
 
 
 def unseen(stats: Mapping[str, Any] | None, rows: Sequence[Row]) -> list[str]:
-    """Whether the metrics of words see the test rows' words at all."""
-    if all(r["score_tokens"] != RunConfig.score_tokens for r in rows if r["status"] == "done"):
-        return []
+    """Whether the metrics of words see the test rows' words, as they split text."""
     scripts: dict[str, int] = ((stats or {}).get("splits", {}).get("test") or {}).get("scripts") or {}
-    other = sum(n for script, n in scripts.items() if script not in ("LATIN", "none"))
-    if not other or other <= RESEMBLING * sum(scripts.values()):
-        return []
-    share = other / sum(scripts.values())
-    return [f"{share:.0%} of the test rows are not in Latin letters: ROUGE-L counts a to z and digits alone, and BLEU-4 takes Chinese or Thai text without "
-            "spaces for one word; there look at perplexity and chrF, or score by --score-tokens intl, zh or char"]  # fmt: skip
+    whole = sum(scripts.values()) or 1
+    other = sum(n for script, n in scripts.items() if script not in ("LATIN", "none")) / whole
+    spaceless = {script: n / whole for script, n in scripts.items() if script in SPACELESS}
+    one_word = "in scripts without spaces, whose sentences {} takes for words: score by --score-tokens {}"
+    said = {
+        "13a": (other, "not in Latin letters: ROUGE-L counts a to z and digits alone, and BLEU-4 takes Chinese or Thai text without spaces for one word; "
+                       "there look at perplexity and chrF, or score by --score-tokens zh or char, or intl for scripts with spaces"),
+        "intl": (sum(spaceless.values()), one_word.format("intl", "zh (Chinese) or char")),
+        "zh": (sum(spaceless.values()) - spaceless.get("CJK", 0), one_word.format("zh", "char")),
+    }  # fmt: skip
+    done = {r["score_tokens"] for r in rows if r["status"] == "done"}
+    return [f"{share:.0%} of the test rows are {text}" for tokens, (share, text) in said.items() if tokens in done and share > RESEMBLING]
 
 
 def summary(given: Inputs) -> dict[str, Any]:
@@ -111,6 +117,9 @@ def warnings(results: Results) -> list[str]:
         notes.append(f"{flagged:.0%} of the test rows resemble training rows: all scores and verdicts count them; Length and leaks has the scores without them")
     if len({r["provenance"]["data"] for r in rows if r["provenance"]}) > 1:
         notes.append("the runs were made on different data; their scores cannot be compared")
+    if len(by := sorted({r["score_tokens"] for r in rows if r["status"] == "done"})) > 1:
+        notes.append(f"BLEU-4 and ROUGE-L of these runs count different tokens ({', '.join(by)}) and cannot be compared; scripts/eval.py RUN --score-tokens "
+                     f"{by[0]} scores a run anew")  # fmt: skip
     if not any(r["method"] == BASE and r["status"] == "done" for r in rows):
         notes.append("the base model was not evaluated; there is no before to compare with")
     return notes
