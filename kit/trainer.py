@@ -98,6 +98,13 @@ class Kit:
         self.state.seen = self.seen  # type: ignore[attr-defined]
         return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        """Nothing where the checkpoint has all steps behind it: transformers asks whether training is over after a step, and would make one more."""
+        if self.state.global_step < self.state.max_steps:  # type: ignore[attr-defined]
+            return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+        self.control.should_training_stop = True  # type: ignore[attr-defined]
+        return None
+
     def create_optimizer(self, model: Any = None) -> Any:
         """The trainer's own optimiser, or the low-rank one of the methods that project gradients."""
         if not self.config.technique.projection or self.optimizer is not None:

@@ -94,17 +94,23 @@ def run(config: RunConfig, folder: Path, *, skip: int = 0, start: Path | None = 
 
     `skip` steps were made by an earlier part, whose adapter in `start` is gone on from.
     """
+    if config.auto_batch and (checkpoint := last_checkpoint(folder / "checkpoints")):
+        config = fitting(config, read_json(checkpoint / "trainer_state.json").get("train_batch_size") or config.micro_batch)
     while True:
         try:
             return _once(config, folder, skip=skip, start=start)
         except OutOfMemory as error:
             if not config.auto_batch or error.fits is None:
                 raise
-            accumulation = config.micro_batch * config.accumulation // error.fits
-            say(f"out of memory: going on with micro-batch {error.fits} and accumulation {accumulation}, the same effective batch")
-            config = replace(config, micro_batch=error.fits, accumulation=accumulation)
+            config = fitting(config, error.fits)
+            say(f"out of memory: going on with micro-batch {config.micro_batch} and accumulation {config.accumulation}, the same effective batch")
         # Outside the handler: the exception's frames hold the model.
         free_memory()
+
+
+def fitting(config: RunConfig, micro_batch: int) -> RunConfig:
+    """The same effective batch in micro-batches that fit."""
+    return replace(config, micro_batch=micro_batch, accumulation=config.micro_batch * config.accumulation // micro_batch)
 
 
 def _record_failure(config: RunConfig, folder: Path, error: BaseException) -> None:
@@ -119,8 +125,7 @@ def _record_failure(config: RunConfig, folder: Path, error: BaseException) -> No
     write_json(folder / "train.json", record | {"phase": error.phase, "peak_memory_gib": error.peak_gib, "largest_micro_batch": error.fits})
     if error.fits is None:
         raise UserError(f"out of memory while training ({error.phase}); lower --micro-batch, --max-length or --rank, or choose a 4-bit method") from None
-    accumulation = config.micro_batch * config.accumulation // error.fits
-    fits = f"--micro-batch {error.fits} --accumulation {accumulation}"
+    fits = f"--micro-batch {error.fits} --accumulation {fitting(config, error.fits).accumulation}"
     raise UserError(f"out of memory while training ({error.phase}); this fits at the same effective batch: {fits}, or let --auto-batch find it") from None
 
 

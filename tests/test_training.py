@@ -227,6 +227,36 @@ def test_auto_batch_keeps_the_effective_batch(ready: Make, monkeypatch: pytest.M
     assert [r["loss"] for r in log(config)] == pytest.approx([r["loss"] for r in log(whole)], rel=1e-3)
 
 
+def test_a_micro_batch_that_was_found_to_fit_is_not_looked_for_again(ready: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    config = ready("--method", "lora", *SHORT, "--max-steps", "4", "--save-steps", "2", "--auto-batch")
+    out_of_memory_above(monkeypatch, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("kit.training.save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert "out of memory: going on with micro-batch 2 and accumulation 4" in capsys.readouterr().out
+    record = train(config)
+    assert (record["micro_batch"], record["accumulation"], record["steps"]) == (2, 4, 4)
+    shown = capsys.readouterr().out
+    assert "going on from checkpoint-4" in shown
+    assert "out of memory" not in shown
+
+
+@pytest.mark.parametrize("flags", [("--method", "lora", "--max-steps", "4"), ("--method", "lora", "--epochs", "0.5"), ("--method", "hybrid")])
+def test_killed_after_the_last_step_it_makes_no_other_one(flags: tuple[str, ...], ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint has all steps behind it, the trained model is not saved yet; for hybrid in the middle."""
+    config = ready(*SHORT, *flags)
+    with monkeypatch.context() as patch:
+        patch.setattr("kit.training.save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    found, whole = train(config), train(ready(*SHORT, *flags, "--name", "whole"))
+    for each in (found, whole):
+        each["made"] = [each["steps"], each["tokens_total"], *(part["steps"] for part in each.get("parts") or ())]
+    assert found["made"] == whole["made"]
+    assert [r["loss"] for r in log(config)] == [r["loss"] for r in log(ready(*SHORT, *flags, "--name", "whole"))]
+
+
 def test_a_rate_that_diverges_fails_with_its_reason(ready: Make) -> None:
     config = ready("--method", "full", *SHORT, "--learning-rate", "1e30", "--max-grad-norm", "1e30", "--warmup-ratio", "0")
     with pytest.raises(UserError, match=r"training diverged: the loss of step \d+ is nan; lower --learning-rate"):
