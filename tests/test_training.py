@@ -242,19 +242,19 @@ def test_a_micro_batch_that_was_found_to_fit_is_not_looked_for_again(ready: Make
     assert "out of memory" not in shown
 
 
-@pytest.mark.parametrize("flags", [("--method", "lora", "--max-steps", "4"), ("--method", "lora", "--epochs", "0.5"), ("--method", "hybrid")])
+@pytest.mark.parametrize("flags", [("--method", "lora", "--max-steps", "2"), ("--method", "lora", "--epochs", "0.5"), ("--method", "hybrid")])
 def test_killed_after_the_last_step_it_makes_no_other_one(flags: tuple[str, ...], ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkpoint has all steps behind it, the trained model is not saved yet; for hybrid in the middle."""
-    config = ready(*SHORT, *flags)
+    config = ready(*SHORT, "--limit-train", "32", *flags)
     with monkeypatch.context() as patch:
         patch.setattr("kit.training.save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(config)
-    found, whole = train(config), train(ready(*SHORT, *flags, "--name", "whole"))
+    found, whole = train(config), train(ready(*SHORT, "--limit-train", "32", *flags, "--name", "whole"))
     for each in (found, whole):
         each["made"] = [each["steps"], each["tokens_total"], *(part["steps"] for part in each.get("parts") or ())]
     assert found["made"] == whole["made"]
-    assert [r["loss"] for r in log(config)] == [r["loss"] for r in log(ready(*SHORT, *flags, "--name", "whole"))]
+    assert [r["loss"] for r in log(config)] == [r["loss"] for r in log(ready(*SHORT, "--limit-train", "32", *flags, "--name", "whole"))]
 
 
 def test_a_rate_that_diverges_fails_with_its_reason(ready: Make) -> None:
