@@ -31,10 +31,16 @@ FLAGS = --recipe '$(RECIPE)' $(foreach s,$(SOURCES),--source '$(s)') \
         $(if $(RUNS_DIR),--runs-dir '$(RUNS_DIR)') $(if $(REPORT_DIR),--report-dir '$(REPORT_DIR)') $(ARGS)
 RUN = $(PYTHON) scripts
 
-# A misspelt variable would be ignored; others, such as HF_TOKEN, are for the programs that are run.
-MISSPELT := $(strip $(foreach v,SOURCE RECIPES ARG NAMES method methods recipe seed seeds source sources name args rater out,$(if $(filter command,$(origin $(v))),$(v))))
+# A misspelt variable would be ignored. Names with an underscore, such as HF_TOKEN, are for the programs that are run.
+KNOWN    := METHOD METHODS RECIPE SEED SEEDS SOURCES NAME DATA_DIR RUNS_DIR REPORT_DIR RATER OUT ARGS PYTHON
+OTHERS   := VENV UV READY ALL COLUMNS SHELL PATH HOME LANG TMPDIR PYTHONPATH CC CXX
+MISSPELT := $(strip $(foreach v,$(filter-out $(KNOWN) $(OTHERS),$(.VARIABLES)),$(if $(filter command,$(origin $(v))),$(if $(findstring _,$(v)),,$(v)))))
 ifneq ($(MISSPELT),)
-$(error unknown variable $(MISSPELT); known: METHOD METHODS RECIPE SEED SEEDS SOURCES NAME DATA_DIR RUNS_DIR REPORT_DIR RATER OUT ARGS PYTHON)
+$(error unknown variable $(MISSPELT); known: $(KNOWN))
+endif
+# In WSL every shell has the computer's name in NAME.
+ifeq ($(origin NAME)$(if $(WSL_DISTRO_NAME), of WSL),environment of WSL)
+NAME :=
 endif
 
 # Before hours go into other methods than those that were meant.

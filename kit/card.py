@@ -61,10 +61,13 @@ def write(config: RunConfig, trained: Record, scored: Record | None = None) -> N
     write_text(saved_folder(config) / "README.md", text(config, trained, scored))
 
 
+NEEDED = ("steps", "trainable_params", "train_wall_s", "peak_memory_gib", "precision", "gates", "provenance")
+
+
 def refresh(config: RunConfig) -> None:
     """Rewrites the card from the run's own files, once it is evaluated; the base model has none."""
     if config.method != BASE:
-        write(config, read_json(config.run_dir / "train.json"), read_json(config.run_dir / "eval.json"))
+        write(config, read_json(config.run_dir / "train.json", *NEEDED), read_json(config.run_dir / "eval.json", "all", "provenance"))
 
 
 def text(config: RunConfig, trained: Record, scored: Record | None = None, *, merged: str = "") -> str:

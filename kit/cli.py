@@ -175,6 +175,12 @@ def run(main: Callable[[], None]) -> NoReturn:
             raise
         print(f"error: {error.filename or 'writing'}: {error.strerror}; what was there before is unchanged", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        # The libraries that write weights say so in errors of their own.
+        if not any(said in str(error) for said in ("No space left on device", "PytorchStreamWriter failed writing")):
+            raise
+        print(f"error: the disk is full, or writing failed: {str(error).splitlines()[0]}; the same command goes on when there is room", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import card, dataset, external, forgetting, gates, runs, scoring
-from kit.config import BASE, RunConfig
+from kit.config import RunConfig
 from kit.console import say
 from kit.errors import UserError
 from kit.files import held, read_json, sha256, write_json
@@ -25,9 +25,7 @@ Drafted = dict[str, Reply] | None
 def evaluate(config: RunConfig) -> Row:
     """The run's eval.json; goes on where an interrupted evaluation stopped, and does nothing when the result exists."""
     prepare_data(config)
-    trained = config.run_dir / "train.json"
-    if config.method != BASE and (not trained.exists() or read_json(trained, "status")["status"] != "done"):
-        raise UserError(f"{config.run_dir} is not trained yet; run: python scripts/train.py {config.again}")
+    scoring.check_trained(config)
     with held(config.run_dir):
         return _evaluate(config)
 
@@ -38,6 +36,9 @@ def _evaluate(config: RunConfig) -> Row:
     scoring.check_data(folder, config, data)
     result = folder / "eval.json"
     record: Row | None = read_json(result, "all", "phases", "generation", "provenance") if result.exists() else None
+    if record is not None and not (folder / "predictions.jsonl").exists():
+        say(f"{folder / 'predictions.jsonl'} is gone: evaluating again")
+        record = None
     if record is not None and (tokens := scoring.scored_by(config, record)) != record.get("score_tokens", RunConfig.score_tokens):
         say(f"{folder} was not scored by {tokens} tokens, and is now")
         record = scoring.rescored(config, dataset.prepare(config))

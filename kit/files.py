@@ -42,6 +42,8 @@ def read_json(path: Path, *needed: str) -> Any:
     """The object in a JSON file; one that is damaged, unreadable or without the needed keys is a UserError that names it."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run the stage that makes it again") from None
     except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove it and run the stage again") from None
     if not isinstance(found, dict) or (missing := [key for key in needed if key not in found]):

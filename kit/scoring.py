@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import card, dataset, runs
-from kit.config import RunConfig
+from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.errors import UserError
 from kit.files import held, read_json, read_jsonl, sha256, write_json
@@ -21,6 +21,9 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 
 
+REMEDY = "restore the file, or remove it to evaluate anew"
+
+
 def asked(row: Row) -> Row:
     """What a prediction repeats of its test row."""
     return {"id": row["id"], "source": row["source"], "prompt": plain_prompt(row), "reference": row["messages"][-1]["content"]}
@@ -32,12 +35,16 @@ def load(path: Path, rows: Sequence[Row], *, partial: bool = False) -> list[Row]
     A line that is damaged, that answers no test row or one with another prompt or reference, or twice, and a missing one are a UserError.
     """
     if not path.exists():
-        raise UserError(f"{path} is missing; without it there is nothing to score")
+        raise UserError(f"{path} is missing; without it there is nothing to score: evaluate anew")
     wanted, found = {row["id"]: asked(row) for row in rows}, dict[str, Row]()
-    for number, made in enumerate(read_jsonl(path), 1):
+    try:
+        lines = list(read_jsonl(path))
+    except UserError as error:
+        raise UserError(f"{error}; {REMEDY}") from None
+    for number, made in enumerate(lines, 1):
         wrong = _damage(made) or _foreign(made, wanted.get(made["id"])) or ("it answers a row for the second time" if made["id"] in found else None)
         if wrong:
-            raise UserError(f"{path}, row {number}: {wrong}; restore the file, or remove it and eval.json to evaluate anew")
+            raise UserError(f"{path}, row {number}: {wrong}; {REMEDY}")
         found[made["id"]] = made
     missing = [i for i in wanted if i not in found]
     if missing and not partial:
@@ -100,6 +107,13 @@ def rows_to_score(config: RunConfig) -> list[Row]:
     return rows
 
 
+def check_trained(config: RunConfig) -> None:
+    """A run that is not trained to its end is a UserError."""
+    trained = config.run_dir / "train.json"
+    if config.method != BASE and (not trained.exists() or read_json(trained, "status")["status"] != "done"):
+        raise UserError(f"{config.run_dir} is not trained yet; run: python scripts/train.py {config.again}")
+
+
 def rescore(config: RunConfig) -> dict[str, Any]:
     """eval.json with everything that follows from predictions.jsonl computed anew, and all else kept."""
     manifest = dataset.manifest_of(config)
@@ -107,6 +121,7 @@ def rescore(config: RunConfig) -> dict[str, Any]:
         raise UserError(f"{config.data_path} is not there, and predictions are scored against their data; build it with scripts/data.py")
     if not (config.run_dir / "eval.json").exists():
         raise UserError(f"{config.run_dir} is not evaluated yet; run: python scripts/eval.py --method {config.method} --seed {config.seed}")
+    check_trained(config)
     with held(config.run_dir):
         return rescored(config, manifest)
 

@@ -44,6 +44,10 @@ def enough_memory(phase: str) -> Iterator[None]:
         raise
 
 
+# What an evaluation leaves: of another model than the one that is to be trained.
+EVALUATED = ("eval.json", "predictions.jsonl", "samples.json", "tasks.json")
+
+
 def train(config: RunConfig) -> Record:
     """The run's train.json; trains what is missing, from the last complete checkpoint, and does nothing when the run is done."""
     if config.method == BASE:
@@ -67,6 +71,8 @@ def _train(config: RunConfig) -> Record:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             return dict(record)
         say(f"{saved_folder(config)} is gone: training again")
+    for name in EVALUATED if processes.first() else ():
+        (folder / name).unlink(missing_ok=True)
     try:
         record = _method(config, folder)
     except BaseException as error:

@@ -22,6 +22,7 @@ def main() -> None:
         raise UserError(f"--items must be greater than 0, got {items}")
     if filled and (target or not rater):
         raise UserError("--import needs --rater, and no --export")
+    flags.pop("tuned", None)  # it asks for one method's sweep
     config = announced(flags)
 
     from kit.console import say

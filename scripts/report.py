@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from kit.cli import configure, run
+from pathlib import Path
+
+from kit.cli import announced, parser, run
 
 
 def main() -> None:
-    config = configure(__doc__ or "")
+    flags = parser(__doc__ or "").parse()
+    flags.pop("tuned", None)  # it asks for a method's sweep, and all methods are reported
+    config = announced(flags)
 
     from kit.console import say
     from kit.report import study, tables
@@ -22,7 +26,8 @@ def main() -> None:
     for note in notes:
         say(f"note: {note}")
     say(study.headline(results.shown, found))
-    say(f"report: {config.report_dir}/report.md, .html and .pdf")
+    made = [ending for ending in (".md", ".html", ".pdf") if Path(config.report_dir, f"report{ending}").exists()]
+    say(f"report: {config.report_dir}/report{', '.join(made)}")
 
 
 if __name__ == "__main__":

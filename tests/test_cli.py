@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -170,12 +171,21 @@ def test_make_compare_goes_on_after_a_method_that_fails_and_stops_when_it_is_tol
     assert ("error: not finished, for the reasons above: qlora" in done.stderr) == bool(after)
 
 
-@pytest.mark.parametrize("given", ["SOURCE=a.json", "method=dora"])
+@pytest.mark.parametrize("given", ["SOURCE=a.json", "method=dora", "METOD=dora", "LIMIT=64"])
 def test_make_refuses_a_variable_that_it_would_ignore(given: str) -> None:
     done = subprocess.run(["make", "all", given, f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"unknown variable {given.partition('=')[0]}; known: METHOD METHODS" in done.stderr
     assert subprocess.run(["make", "help", "HF_TOKEN=x", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("wsl", "named"), [("", True), ("Ubuntu", False)])
+def test_the_name_of_a_computer_names_no_experiment(wsl: str, named: bool) -> None:
+    env = {k: v for k, v in os.environ.items() if k != "WSL_DISTRO_NAME"} | {"NAME": "DESKTOP-1"} | ({"WSL_DISTRO_NAME": wsl} if wsl else {})
+    for given, expected in (([], named), (["NAME=mine"], True)):
+        command = ["make", "-n", "data", *given, f"PYTHON={sys.executable}"]
+        shown = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
+        assert ("--name" in shown) == expected
 
 
 def test_combined_is_refused_before_anything_is_built(tmp_path: Path) -> None:

@@ -117,6 +117,26 @@ def test_other_tokens_score_anew_and_stay(make: Make, capsys: pytest.CaptureFixt
     assert scoring.rescore(make("--method", "base", "--score-tokens", "13a"))["all"] == before["all"]
 
 
+def test_replies_that_are_gone_are_made_again(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    base = make("--method", "base", "--forgetting-text", "none")
+    folder = answered(base)
+    (folder / "predictions.jsonl").unlink()
+    record = evaluate(base)
+    assert "predictions.jsonl is gone: evaluating again" in capsys.readouterr().out
+    assert record["predictions_sha256"] == sha256(folder / "predictions.jsonl")
+
+
+def test_a_run_that_is_not_trained_to_its_end_is_not_scored(make: Make) -> None:
+    lora = make("--method", "lora")
+    folder = answered(lora)
+    for record in (None, {"status": "cancelled"}):
+        if record:
+            write_json(folder / "train.json", record)
+        for stage in (evaluate, scoring.rescore):
+            with pytest.raises(UserError, match=r"is not trained yet; run: python scripts/train\.py"):
+                stage(lora)
+
+
 BAD = {
     "of other data": (lambda rows: rows[1].update(id="alpaca-0"), "row 2: alpaca-0 is no row of this test set"),
     "another reference": (lambda rows: rows[1].update(reference="x"), r"row 2: its reference differs from test row \S+; restore the file"),

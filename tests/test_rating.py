@@ -53,6 +53,14 @@ def made(config: RunConfig, replies: list[str], prompt: str = "Prompt") -> Path:
     return folder.parent
 
 
+def test_a_reply_without_its_prompt_is_named(tiny: Make) -> None:
+    folder = made(tiny("--method", "lora"), ["a", "b"])
+    path = folder / "lora-s0" / "predictions.jsonl"
+    path.write_text(path.read_text().replace('"prompt"', '"promp"', 1))
+    with pytest.raises(UserError, match=r"predictions.jsonl, row 1: it has no prompt; restore the file"):
+        items(folder)
+
+
 @pytest.fixture
 def folder(tiny: Make) -> Path:
     """Three runs of 20 rows; LoRA and DoRA agree on every fourth."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, places
+from conftest import ROOT, in_process, places
 
 from kit.config import RunConfig
 from kit.console import console
@@ -97,6 +97,25 @@ def test_the_report_says_what_the_runs_used_and_not_what_its_own_flags_say(tiny:
     assert "At 256 tokens a row, train: 30 whole. valid: 120 whole. test: 15 whole." in text
     wanted = "make compare RECIPE=tiny METHODS=\"lora\" ARGS='--train-per-source 10 --test-per-source 5 --limit-test 3'"
     assert wanted in text
+
+
+def test_scores_of_a_run_that_is_not_trained_to_its_end_are_no_result(tiny: Make) -> None:
+    for method in ("lora", "dora", "qlora"):
+        made_run(tiny("--method", method), ["the lake is blue"] * 3)
+    write_json(tiny("--method", "lora").run_dir / "train.json", {"status": "cancelled", "reason": "KeyboardInterrupt: stopped"})
+    (tiny("--method", "dora").run_dir / "train.json").unlink()
+    rows, notes, _ = build(tiny())
+    assert {r["method"]: (r["status"], r["ranked"]) for r in rows} == {"qlora": ("done", True), "lora": ("cancelled", False), "dora": ("damaged", False)}
+    assert "LoRA: KeyboardInterrupt: stopped" in notes
+    assert "DoRA: it has scores but no train.json, so that nobody knows what was trained; train it again" in notes
+
+
+def test_a_report_on_tuned_rates_needs_no_sweep_of_the_default_method(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `make compare METHODS=lora ARGS=--tuned`, with a sweep of lora alone."""
+    made_run(tiny("--method", "lora"), ["the lake is blue"] * 3)
+    monkeypatch.setattr("kit.report.write.draw", lambda *_: [])
+    assert in_process([ROOT / "scripts" / "report.py", "--recipe", "tiny", *places(tmp_path), "--tuned"]) == 0
+    assert (tmp_path / "report" / "report.md").exists()
 
 
 def test_the_commands_to_reproduce_name_the_general_text(tiny: Make) -> None:

@@ -48,6 +48,10 @@ def test_a_full_disk_is_one_line() -> None:
     code = "import errno; from kit.cli import run\ndef main(): raise OSError(errno.ENOSPC, 'No space left on device', 'runs/x')\nrun(main)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "error: runs/x: No space left on device; what was there before is unchanged\n")
+    code = "from kit.cli import run\ndef main(): raise RuntimeError('SafetensorError: No space left on device (os error 28)')\nrun(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the disk is full, or writing failed: SafetensorError: No space left on device (os error 28); the same command")
 
 
 def test_a_run_keeps_its_settings(tiny: Make) -> None:

@@ -177,9 +177,16 @@ def test_a_trained_model_that_is_gone_is_trained_again_and_a_damaged_one_named(r
     with pytest.raises(UserError, match="was made with other settings"):
         train(ready("--method", "galore", *SHORT, "--max-steps", "3", "--name", "gone", "--learning-rate", "1e-5"))
     (config.run_dir / "model" / "model.safetensors").unlink()
-    capsys.readouterr()
+    answers = [config.run_dir / name for name in ("eval.json", "predictions.jsonl", "samples.json", "tasks.json")]
+    for path in answers:
+        path.write_text("{}")
     train(config)
-    assert "is gone: training again" in capsys.readouterr().out
+    capsys.readouterr()
+    assert [path for path in answers if path.exists()] == []  # of a model that is no more
+    (config.run_dir / "eval.json").write_text("{}")
+    train(config)
+    assert "is trained already" in capsys.readouterr().out
+    assert (config.run_dir / "eval.json").exists()
     adapted = ready("--method", "lora", *SHORT, "--max-steps", "3", "--name", "gone")
     train(adapted)
     weights = adapted.run_dir / "adapter" / "adapter_model.safetensors"

@@ -36,7 +36,9 @@ def items(folder: Path) -> dict[str, Item]:
     runs: dict[tuple[str, str, str], list[str]] = {}
     references: dict[tuple[str, str, str], str] = {}
     for path in sorted(folder.glob("*/predictions.jsonl")):
-        for row in read_jsonl(path) if path.with_name("eval.json").exists() else ():
+        for number, row in enumerate(read_jsonl(path) if path.with_name("eval.json").exists() else (), 1):
+            if missing := [k for k in ("id", "prompt", "prediction", "reference") if not isinstance(row.get(k), str)]:
+                raise UserError(f"{path}, row {number}: it has no {', '.join(missing)}; restore the file, or remove it and evaluate anew")
             key = (row["id"], row["prompt"], row["prediction"])
             runs.setdefault(key, []).append(path.parent.name)
             references[key] = row["reference"]

@@ -113,10 +113,12 @@ def optional(path: Path, shape: Any) -> dict[str, Any]:
 
 def _status(config: RunConfig, folder: Path, trained: Row, scored: Row) -> tuple[str, str | None]:
     """A run's status and the reason if it is not done. Whether a command still works on it cannot be told from its files."""
-    if scored:
-        return "done", None
     if trained and trained["status"] != "done":
         return trained["status"], trained.get("reason")
+    if scored and (trained or config.method == BASE):
+        return "done", None
+    if scored:
+        return "damaged", "it has scores but no train.json, so that nobody knows what was trained; train it again"
     if config.method == BASE or trained:
         replies = _lines(folder / "predictions.jsonl")
         stage = "missing" if config.method == BASE else "trained"

@@ -94,7 +94,7 @@ def render(title: str, blocks: Sequence[Block], out: Path) -> list[str]:
             made = renderer.render(title, blocks) if ending == "md" else renderer.render(title, blocks, out / "figures")
             write_bytes(path, made if isinstance(made, bytes) else made.encode())
         except Exception as error:  # whatever it is: the others hold the same content
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
                 raise
             path.unlink(missing_ok=True)
             problems.append(f"{path.name} could not be made ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})")
