@@ -112,7 +112,7 @@ def columns(row: Record) -> tuple[str, str | None, str]:
 def from_instruction(row: Record, repairs: Counter[str]) -> Record:
     """{instruction, input, output}, as in Alpaca, or by other names: an input follows the instruction as "\\n\\nInput: ..."."""
     asked, about, answer = columns(row)
-    extra = _plain(row[about], repairs) if about else ""
+    extra = _plain(_passages(row[about], repairs), repairs) if about else ""
     if extra.lower().rstrip(".") in NO_INPUT:
         extra = ""
         repairs["noinput"] += 1
@@ -135,8 +135,16 @@ def _side(value: Any, role: str, repairs: Counter[str]) -> list[tuple[str, str]]
     return [(role, _plain(value, repairs))]
 
 
+def _passages(value: Any, repairs: Counter[str]) -> Any:
+    """What a question is about may be several texts, which follow each other."""
+    if not value or not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+        return value
+    repairs["passages_joined"] += 1
+    return "\n\n".join(part.strip() for part in value)
+
+
 def _plain(value: Any, repairs: Counter[str]) -> str:
-    """A cell's text: a number is its digits, nothing is empty, and a list of texts (of answers, of passages) is no text."""
+    """A cell's text: a number is its digits, nothing is empty, and a list of texts, such as of answers to choose from, is no text."""
     if isinstance(value, list) and any(isinstance(part, str) for part in value):
         raise Dropped("not_text")
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -287,10 +295,7 @@ def _local(name: str, origin: str) -> Path | None:
     if path.is_file():
         return path
     if suffix(path) in READERS or origin.startswith(("/", ".", "~")) or not HUB.fullmatch(origin):
-        hub = (
-            ""
-            if path.is_absolute() or suffix(path) in READERS
-            else "; a dataset of the hub is OWNER/DATASET, OWNER/DATASET:SPLIT or OWNER/DATASET:SUBSET:SPLIT"
-        )
-        raise UserError(f"source {name}: no such file: {origin}{hub}")
+        meant_a_file = path.is_absolute() or suffix(path) in READERS
+        hub = "; a dataset of the hub is OWNER/DATASET, OWNER/DATASET:SPLIT or OWNER/DATASET:SUBSET:SPLIT"
+        raise UserError(f"source {name}: no such file: {origin}{'' if meant_a_file else hub}")
     return None

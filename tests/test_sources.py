@@ -275,8 +275,11 @@ def test_what_is_no_text_in_a_question_or_an_answer() -> None:
 
     assert made(answer=0) == ["q", "0"]
     assert made(answer=4.5, context=12) == ["q\n\nInput: 12", "4.5"]
+    assert made(answer="a", context=["one ", "two"]) == ["q\n\nInput: one\n\ntwo", "a"]
+    assert repairs == {"passages_joined": 1}
+    assert made(answer="a", context=[]) == ["q", "a"]
     assert made(answer="a", input="", context="c") == ["q\n\nInput: c", "a"]
-    for row in ({"answer": ["a", "b"]}, {"answer": True}, {"answer": {"text": "a"}}, {"answer": "a", "context": ["one", "two"]}):
+    for row in ({"answer": ["a", "b"]}, {"answer": True}, {"answer": {"text": "a"}}, {"answer": "a", "context": ["one", 2]}):
         with pytest.raises(Dropped, match="not_text"):
             made(**row)
     turns = [{"role": r, "content": c} for r, c in (("system", "S"), ("user", "u"), ("assistant", "begun"))]
