@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kit.sources import INPUT
+from kit.conversations import INPUT
 
 # 96 permutations estimate a Jaccard similarity s with a standard error of sqrt(s (1 - s) / 96): 0.04 at 0.8.
 PERMUTATIONS, BANDS, SEED = 96, 16, 42

@@ -16,6 +16,7 @@ from kit.hub import BUILTIN
 from kit.metrics import METRICS
 from kit.model import saved_folder
 from kit.report.rows import duration, interval, number
+from kit.runs import scored_by
 from kit.sources import SOURCES
 
 Record = dict[str, Any]
@@ -141,7 +142,7 @@ def _results(config: RunConfig, scored: Record | None) -> list[str]:
         return ["## Results", "Not evaluated yet."]
     path = config.run_dir.parent / BASE / "eval.json"
     base = read_json(path, "all", "provenance") if path.exists() else None
-    tokens = [(s or {}).get("score_tokens", RunConfig.score_tokens) for s in (base, scored)]
+    tokens = [scored_by(s or {}) for s in (base, scored)]
     comparable = base is not None and base["provenance"]["data"] == scored["provenance"]["data"] and tokens[0] == tokens[1]
     lines = ["| | base model | tuned |", "| --- | ---: | ---: |"]
     for name in ON_THE_HUB:

@@ -39,7 +39,7 @@ def _evaluate(config: RunConfig) -> Row:
     if record is not None and not (folder / "predictions.jsonl").exists():
         say(f"{folder / 'predictions.jsonl'} is gone: evaluating again")
         record = None
-    if record is not None and (tokens := scoring.scored_by(config, record)) != record.get("score_tokens", RunConfig.score_tokens):
+    if record is not None and (tokens := scoring.to_score_by(config, record)) != runs.scored_by(record):
         say(f"{folder} was not scored by {tokens} tokens, and is now")
         record = scoring.rescored(config, dataset.prepare(config))
     if record is not None and forgetting.measured(record, config):

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kit.conversations import INPUT
 from kit.errors import UserError
-from kit.sources import INPUT
 
 IGNORE = -100
 SLOT = re.compile("\ue000(\\d+)\ue001")

@@ -105,3 +105,8 @@ def _driver() -> str | None:
         return Path("/sys/module/nvidia/version").read_text().strip()
     except OSError:
         return None
+
+
+def scored_by(record: Mapping[str, Any]) -> str:
+    """The tokens that an eval.json was scored by; there was one kind once, and no word of it."""
+    return str(record.get("score_tokens") or RunConfig.score_tokens)

@@ -78,10 +78,9 @@ def summary(rows: Sequence[Row], manifest: Mapping[str, Any], tokens: str = RunC
     return {"schema": runs.SCHEMA, "score_tokens": tokens} | scores_by_source(rows, tokens) | {"leaks": {"flagged": n, "without": without}}
 
 
-def scored_by(config: RunConfig, record: Mapping[str, Any]) -> str:
-    """The tokens to score by: those a flag asks for, else those that a scored run was scored by."""
-    asked = "score_tokens" in config.asked
-    return config.score_tokens if asked else str(record.get("score_tokens", RunConfig.score_tokens))
+def to_score_by(config: RunConfig, record: Mapping[str, Any]) -> str:
+    """The tokens that a flag asks for, else those that the run was scored by."""
+    return config.score_tokens if "score_tokens" in config.asked else runs.scored_by(record)
 
 
 def reply_counts(rows: Sequence[Row]) -> dict[str, Any]:
@@ -135,7 +134,7 @@ def rescored(config: RunConfig, manifest: Mapping[str, Any]) -> dict[str, Any]:
     found = sha256(predictions)
     if record.get("predictions_sha256", found) != found:
         say(f"{predictions} is not the file that was scored before: SHA-256 {record['predictions_sha256'][:12]} then, {found[:12]} now")
-    record |= summary(rows, manifest, scored_by(config, record)) | {"predictions_sha256": found}
+    record |= summary(rows, manifest, to_score_by(config, record)) | {"predictions_sha256": found}
     record["generation"] = record.get("generation", {}) | reply_counts(rows)
     write_json(result, record)
     card.refresh(config)

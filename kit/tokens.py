@@ -28,10 +28,6 @@ def _splitter(scheme: str) -> Callable[[str], list[str]]:
     return lambda text: str(tokenizer(text)).split()
 
 
-def _bleu(scheme: str, text: str) -> list[str]:
-    return _splitter(scheme)(text)
-
-
 def _rouge(scheme: str, text: str) -> list[str]:
     """rouge_score's tokens; by another scheme than sacreBLEU's default, those of its tokens that have a letter, a vowel sign or a digit."""
     if scheme == STANDARD:
@@ -48,7 +44,7 @@ class Vocabulary(dict[str, int]):
 
     def __init__(self, scheme: str) -> None:
         self.scheme = scheme
-        self.split = {"bleu": partial(_bleu, scheme), "rouge": partial(_rouge, scheme)}
+        self.split: dict[str, Callable[[str], list[str]]] = {"bleu": _splitter(scheme), "rouge": partial(_rouge, scheme)}
         self.tokens: defaultdict[str, int] = defaultdict(itertools.count().__next__)
         self.symbols = {name: array("q") for name in self.split}
         self.ends = {name: array("q", [0]) for name in self.split}  # where a word's tokens end and the next one's begin

@@ -33,11 +33,12 @@ from conftest import ROOT, config, in_process
 from kit import metrics
 from kit.bench import BENCHES
 from kit.config import recipes
+from kit.conversations import SHAPES
 from kit.files import read_json
 from kit.methods import METHODS, Method
 from kit.report.rows import collect
 from kit.runs import open_run
-from kit.sources import SHAPES, SOURCES, Source
+from kit.sources import SOURCES, Source
 
 PAGES = [ROOT / "README.md", ROOT / "kit" / "README.md", ROOT / "kit" / "report" / "README.md"]
 TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}

@@ -21,13 +21,13 @@ from hub_server import TOKEN, Hub, Repo
 from kit import card, doctor, gates
 from kit.chat import chat
 from kit.config import RunConfig, resolve
+from kit.conversations import conversation
 from kit.errors import UserError
 from kit.evaluation import evaluate
 from kit.export import export, sentencepiece
 from kit.files import read_json, read_jsonl, write_json
 from kit.hub import BUILTIN
 from kit.prompts import Renderer
-from kit.sources import conversation
 from kit.training import train
 
 SMALL = ("--limit-train", "160", "--limit-test", "9", "--max-new-tokens", "12")

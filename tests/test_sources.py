@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from kit.conversations import Dropped, WrongShape, conversation, from_instruction, from_turns, shape_of
 from kit.errors import UserError
 from kit.files import write_jsonl
-from kit.sources import SOURCES, Dropped, Stream, WrongShape, conversation, from_instruction, from_turns, shape_of
+from kit.sources import SOURCES, Stream
 
 
 def turns(*pairs: str) -> list[tuple[str, str]]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from kit.bench.harness import interleave, summary
 from kit.config import RunConfig
+from kit.conversations import INPUT
 from kit.errors import UserError
-from kit.sources import INPUT, Stream
+from kit.sources import Stream
 
 # The built-in tokenizer's and Gemma's turns, with the tags by which transformers finds the assistant's tokens.
 TEMPLATE = (

@@ -15,7 +15,7 @@ from kit.gates import failed
 from kit.methods import METHODS
 from kit.metrics import METRICS
 from kit.report.shapes import CONFIG, EVALUATION, SAMPLES, TASKS, TRAINING, check
-from kit.runs import load_config
+from kit.runs import load_config, scored_by
 
 Row = dict[str, Any]
 SCORES = tuple(m for m, metric in METRICS.items() if not metric.secondary)
@@ -82,7 +82,7 @@ def _row(folder: Path) -> Row:
         trained = optional(folder / "train.json", TRAINING)
         scored = optional(folder / "eval.json", EVALUATION)
         row |= {k: trained.get(k) for k in TRAINED} | {k: scored.get("all", {}).get(k) for k in METRICS} | {k: scored.get(k) for k in SCORED}
-        row["score_tokens"] = row["score_tokens"] or RunConfig.score_tokens
+        row["score_tokens"] = scored_by(row)
         row["config"] = config.identity()
         row["provenance"] = trained.get("provenance") or scored.get("provenance")
         row["evaluated"] = scored.get("provenance")
