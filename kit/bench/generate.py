@@ -59,4 +59,9 @@ def generate(config: RunConfig, rounds: int, prompts: int = 512) -> dict[str, An
         return found
     replies, alone = variants["kit"](), shuffled[:COMPARED]
     differing = sum(replies[i].ids != plain([i])[0].ids for i in alone)
-    return found | {"prompts": len(exams), "precision": chosen.name, "replies_that_differ": {"of": len(alone), "differ": differing}}
+    return found | {
+        "prompts": len(exams),
+        "one_by_one": len(shuffled[::share]),
+        "precision": chosen.name,
+        "replies_that_differ": {"of": len(alone), "differ": differing},
+    }
