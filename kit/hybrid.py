@@ -14,7 +14,7 @@ from kit import dataset, gates, runs
 from kit.config import RunConfig, sibling
 from kit.console import say
 from kit.errors import UserError
-from kit.files import read_json, read_jsonl, write_jsonl
+from kit.files import read_json, read_jsonl, replaced_folder, write_jsonl
 from kit.model import free_memory, import_unsloth, load_base
 from kit.prompts import Renderer
 from kit.resources import Phases, energy
@@ -221,10 +221,9 @@ def low_rank_sum(module: Any, weights: dict[str, float], name: str) -> None:
 def _save(config: RunConfig, model: Any, tokenizer: Any, best: Record, folder: Path) -> None:
     """The combination as an ordinary adapter in folder/adapter."""
     _add(config, model, "best", best["kind"], best["weights"])
-    beside = folder / ".adapter"
-    shutil.rmtree(beside, ignore_errors=True)
-    model.save_pretrained(str(beside), selected_adapters=["best"])
-    tokenizer.save_pretrained(str(beside / "best"))
-    shutil.rmtree(folder / "adapter", ignore_errors=True)
-    (beside / "best").rename(folder / "adapter")
-    shutil.rmtree(beside)
+    with replaced_folder(folder / "adapter") as beside:
+        model.save_pretrained(str(beside), selected_adapters=["best"])
+        for file in (beside / "best").iterdir():
+            file.rename(beside / file.name)
+        (beside / "best").rmdir()
+        tokenizer.save_pretrained(str(beside))
