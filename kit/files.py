@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -76,6 +77,18 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def lock(file: Any, *, wait: bool = False) -> None:
+    """Locks an open file or folder until it is closed; BlockingIOError where another process has it. Some network file systems cannot: that is said."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+            raise
+        from kit.console import say
+
+        say("this file system cannot lock: start no second command on the same run or data while this one works")
+
+
 @contextmanager
 def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Keeps a folder for this block; where another process is in one for it, waits or raises a UserError."""
@@ -83,7 +96,7 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            lock(handle, wait=wait)
         except BlockingIOError:
             raise UserError(f"{folder} is in use by another process; wait for it to end, or choose another --name") from None
         yield

@@ -47,11 +47,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for google.colab whose secrets hold a token; returns where downloads are written down."""
+    """A stand-in for google.colab whose secrets hold a token; returns where downloads are written down (mounts in the working directory)."""
     stand_in = tmp_path / "stand-in" / "google" / "colab"
     stand_in.mkdir(parents=True)
     (stand_in / "userdata.py").write_text(f"def get(name):\n    return {{'HF_TOKEN': {TOKEN!r}}}[name]\n")
     downloads = tmp_path / "downloads.txt"
+    (stand_in / "drive.py").write_text("import pathlib\ndef mount(path):\n    pathlib.Path('mounted.txt').write_text(path)\n")
     (stand_in / "files.py").write_text(f"def download(path):\n    open({str(downloads)!r}, 'w').write(path)\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "stand-in"), str(ROOT)]))
     return downloads
@@ -60,16 +61,20 @@ def colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_runs_from_the_first_cell_to_the_last(repository: Path, colab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = nbformat.read(NOTEBOOK, 4)
     form = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    form.source = f"METHOD, RECIPE, LIMIT, REPOSITORY = 'lora', 'tiny', 16, {str(repository)!r}"
+    drive = tmp_path / "drive"
+    form.source = f"METHOD, RECIPE, LIMIT, DRIVE, REPOSITORY = 'lora', 'tiny', 16, {str(drive)!r}, {str(repository)!r}"
     monkeypatch.setenv("PYTHON", sys.executable)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = json.dumps([c.get("outputs", []) for c in notebook.cells])
     assert TOKEN not in outputs
     assert "HF_TOKEN comes from Colab's secrets" in outputs
     checkout = tmp_path / "kit-checkout"
-    rows = read_json(checkout / "report" / "summary.json")["rows"]
+    assert (checkout / "mounted.txt").read_text() == "/content/drive"
+    assert sorted(p.name for p in drive.iterdir()) == ["data", "report", "runs"]
+    assert not (checkout / "runs").exists()
+    rows = read_json(drive / "report" / "summary.json")["rows"]
     assert [(r["method"], r["status"]) for r in rows] == [("base", "done"), ("lora", "done")]
-    assert outputs.count('"image/png"') == len(list((checkout / "report" / "figures").glob("*.png"))) > 2
+    assert outputs.count('"image/png"') == len(list((drive / "report" / "figures").glob("*.png"))) > 2
     table = next(o for c in notebook.cells for o in c.get("outputs", []) if "text/html" in o.get("data", {}))["data"]["text/html"]
     assert "perplexity_low" in table
     assert "NaN" not in table
@@ -82,7 +87,7 @@ def test_it_runs_from_the_first_cell_to_the_last(repository: Path, colab: Path, 
 def test_a_command_that_fails_stops_it(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = nbformat.read(NOTEBOOK, 4)
     form = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    form.source = f"METHOD, RECIPE, LIMIT, REPOSITORY = 'qlroa', 'tiny', 16, {str(repository)!r}"
+    form.source = f"METHOD, RECIPE, LIMIT, DRIVE, REPOSITORY = 'qlroa', 'tiny', 16, '', {str(repository)!r}"
     monkeypatch.setenv("PYTHON", sys.executable)
     with pytest.raises(nbclient.exceptions.CellExecutionError, match="the lines above say what to do"):
         nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
@@ -92,7 +97,7 @@ def test_a_command_that_fails_stops_it(repository: Path, tmp_path: Path, monkeyp
 
 def test_it_is_stored_without_outputs_and_offers_what_there_is() -> None:
     cells = [c for c in nbformat.read(NOTEBOOK, 4).cells if c.cell_type == "code"]
-    assert len(cells) == 8
+    assert len(cells) == 9
     assert [c for c in cells if c.outputs or c.execution_count] == []
     offered = [json.loads(found) for found in re.findall(r"@param (\[.*\])", cell("What to run"))]
     assert set(offered[0]) == set(METHODS) - {"combined"}  # make runs it with hybrid

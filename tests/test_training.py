@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,6 +155,16 @@ def test_a_run_belongs_to_one_process_at_a_time(ready: Make) -> None:
     config = ready("--method", "lora", *SHORT)
     with held(config.run_dir), pytest.raises(UserError, match="lora-s0 is in use by another process; wait for it to end, or choose another --name"):
         train(config)
+
+
+def test_a_file_system_without_locks_is_worked_on_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with held(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+    assert "this file system cannot lock: start no second command" in capsys.readouterr().out
 
 
 def test_a_step_whose_gradients_overflowed_is_not_looked_at(tmp_path: Path) -> None:
