@@ -7,14 +7,16 @@ import platform
 import shutil
 import sysconfig
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kit import runs
-from kit.config import RunConfig
+from kit.config import RunConfig, sibling
 from kit.device import cuda_gpu
 from kit.errors import UserError
 from kit.hub import Unreachable, hub_errors, loadable
+from kit.methods import METHODS
 from kit.model import import_unsloth, precision
 from kit.sources import Stream
 
@@ -123,11 +125,16 @@ def fits(config: RunConfig) -> Iterator[Check]:
     from kit.preflight import count, existing, skeleton
     from kit.resources import size
 
-    need, room = count(config, skeleton(config)), total_memory()
+    model, room = skeleton(config), total_memory()
+    need = count(config, model)
     said = f"{config.method} on {config.model} needs about {size(need.peak)}" + (f" of {size(room)}" if room else "")
     yield Check("memory", room is None or need.certain <= room, said, "choose a 4-bit method, a lower --micro-batch or --max-length, or a smaller model")
+    # combined trains its parts one after the other and needs no more than they do.
+    needs = {m: count(sibling(replace(config, tuned=False), m), model) for m in METHODS if m != "combined"}
+    each = (f"{m} {size(n.peak)}{' (cannot fit)' if room and n.certain > room else ' (may not)' if room and n.peak > room else ''}" for m, n in needs.items())
+    yield Check("methods", None, f"memory that each needs by count: {', '.join(each)}")
     # The base model in 16 bits is downloaded once; data and reports are small beside it.
-    download = 0 if config.is_local else 2 * sum(p.numel() for p in skeleton(config).parameters())
+    download = 0 if config.is_local else 2 * sum(p.numel() for p in model.parameters())
     free = shutil.disk_usage(existing(Path(config.runs_dir))).free
     said = f"{size(need.disk + download)} needed for model and checkpoints, {size(free)} free"
     yield Check("disk", free > need.disk + download, said, "free some disk, or choose another --runs-dir")

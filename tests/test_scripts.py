@@ -27,6 +27,8 @@ from kit.evaluation import evaluate
 from kit.export import export, sentencepiece
 from kit.files import read_json, read_jsonl, write_json
 from kit.hub import BUILTIN
+from kit.methods import METHODS
+from kit.preflight import Need
 from kit.prompts import Renderer
 from kit.training import train
 
@@ -199,9 +201,19 @@ def test_doctor_finds_this_machine_usable(monkeypatch: pytest.MonkeyPatch, capsy
     found = json.loads(out)
     assert (code, found["usable"]) == (0, True), err
     names = {c["name"]: c for c in found["checks"]}
-    assert {"system", "gpu", "packages", "libraries", "4-bit", "hub", "precision", "memory", "disk"} == set(names)
+    assert {"system", "gpu", "packages", "libraries", "4-bit", "hub", "precision", "memory", "methods", "disk"} == set(names)
     assert "multiplies with NF4 weights on the cpu" in names["4-bit"]["detail"]
     assert "UNSLOTH_FORCE_CPU=1" in names["gpu"]["detail"]
+    assert re.findall(r"(\w+) \d+ MiB", names["methods"]["detail"]) == [m for m in METHODS if m != "combined"]
+
+
+def test_doctor_says_which_methods_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = {"qlora": Need(4, 1, 2, 0), "lora": Need(8, 1, 2, 0), "full": Need(8, 16, 2, 0)}
+    monkeypatch.setattr("kit.device.total_memory", lambda: 10)
+    monkeypatch.setattr("kit.preflight.count", lambda config, _: needs.get(config.method, needs["qlora"]))
+    detail = {c.name: c.detail for c in doctor.fits(config("--recipe", "tiny"))}["methods"]
+    assert "qlora 0 MiB, lora 0 MiB (may not), dora 0 MiB, " in detail
+    assert "full 0 MiB (cannot fit), " in detail
 
 
 def test_doctor_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
