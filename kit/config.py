@@ -29,7 +29,7 @@ CHOICES = {
 }  # fmt: skip
 # Where results lie, how they are watched and scored, what they cost and on which text forgetting is measured does not make two runs different.
 PLACES = ("data_dir", "runs_dir", "report_dir", "report_to", "price_per_kwh", "preflight", "auto_batch", "forgetting_text", "score_tokens")
-# A scaled-down recipe takes these from the tiny recipe and keeps its method set-ups; ranks shrink to the narrowest built-in layer.
+# A scaled-down recipe takes these from the tiny recipe and keeps its method set-ups; ranks shrink in proportion, the largest to the narrowest built-in layer.
 SCALED = ("model", "source", "train_per_source", "test_per_source", "valid_per_source", "max_length",
           "optimizer", "gradient_checkpointing", "save_steps", "max_new_tokens", "eval_tokens", "precision", "forgetting_text")  # fmt: skip
 NARROWEST = 48
@@ -215,7 +215,7 @@ def resolve(flags: Mapping[str, Any]) -> RunConfig:
     own = METHODS[method].settings if method != BASE else {}
     values = {k: v for k, v in recipe.items() if k not in (*NOTES, "methods")} | dict(own) | block
     if flags.get("scale_down", False):
-        values |= narrowed(values)
+        values |= narrowed(values, recipe)
     values |= dict(flags) | {"recipe": name}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     values["source"] = tuple(sorted(values.get("source", ())))
@@ -228,10 +228,12 @@ def resolve(flags: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def narrowed(values: Mapping[str, Any]) -> dict[str, int]:
-    """Rank and alpha that the built-in models' narrowest layer holds, alpha / rank kept."""
+def narrowed(values: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, int]:
+    """Rank and alpha for the built-in models, whose narrowest layer holds the largest rank of the recipe's methods; alpha / rank kept."""
     rank, alpha = values.get("rank", RunConfig.rank), values.get("alpha", RunConfig.alpha)
-    return {"rank": min(rank, NARROWEST), "alpha": max(1, round(alpha * min(rank, NARROWEST) / rank))}
+    blocks = [recipe | dict(method.settings) | recipe.get("methods", {}).get(name, {}) for name, method in METHODS.items()]
+    smaller = max(1, rank * NARROWEST // max(NARROWEST, *(block.get("rank", RunConfig.rank) for block in blocks)))
+    return {"rank": smaller, "alpha": max(1, round(alpha * smaller / rank))}
 
 
 def tuned_rate(experiment: Path, method: str) -> float:

@@ -28,6 +28,16 @@ class Method:
         """Whether the weights themselves are trained."""
         return self.adapter == "none"
 
+    @property
+    def unused(self) -> frozenset[str]:
+        """The settings that mean nothing to it: two runs that differ in one of these do not differ by it."""
+        return frozenset(
+            (("alpha", "dropout") if self.full else ("train_embeddings",))
+            + (("rank", "target_modules") if self.full and not self.projection else ())
+            + (() if self.projection else ("update_gap", "projection_scale"))
+            + (() if self.adapter == "dora" else ("dora_kernel",))
+        )
+
 
 HIGH_RANK = {"rank": 128, "alpha": 32}
 GALORE = {"rank": 128, "learning_rate": 1e-4, "projection_scale": 0.25}

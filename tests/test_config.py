@@ -75,7 +75,7 @@ def test_scaling_down_keeps_the_method_set_up() -> None:
     assert (qlora.model, qlora.max_length, qlora.format, qlora.name) == ("builtin", 256, "alpaca", "h100-qlora-highrank-scaled")
     assert qlora.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
     # alpha / rank is the scale of the update: 16 / 64 and 32 / 128.
-    assert (qlora.rank, qlora.alpha, high.rank, high.alpha) == (48, 12, 48, 12)
+    assert (qlora.rank, qlora.alpha, high.rank, high.alpha) == (24, 6, 48, 12)
     assert resolve({"recipe": "gptneo-t4", "scale_down": True}).model == "builtin-gptneo"
     assert resolve(flags | {"rank": 8}).rank == 8
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_report import made_run
 
-from kit.config import RunConfig
+from kit.config import RunConfig, recipes, resolve
 from kit.files import read_json, write_json
+from kit.methods import METHODS
 from kit.report import markdown, write
 from kit.report.answers import gather
 from kit.report.content import document
+from kit.report.rows import blank
 from kit.report.tables import verdict_table
-from kit.report.verdicts import best, both_ways, ledger, verdicts
+from kit.report.verdicts import best, both_ways, confounded, ledger, verdicts
 
 Make = Callable[..., RunConfig]
 GOOD, BAD = "the lake is blue", "a hill was red"
@@ -104,6 +107,15 @@ def test_seeds_with_counts_of_their_own_are_fair(tiny: Make) -> None:
         for seed, tokens in (("0", 1000), ("1", 1010)):
             finished(tiny("--method", method, "--seed", seed), replies(share, 1), tokens_supervised=tokens)
     assert {tuple(v["confounded"]) for v in said(tiny).values()} == {()}
+
+
+@pytest.mark.parametrize("recipe", recipes())
+@pytest.mark.parametrize("scale_down", [False, True])
+def test_no_recipe_sets_its_methods_apart_by_more_than_themselves(recipe: str, scale_down: bool) -> None:
+    """Alpha, which GaLore has none of, is smaller where its rank is."""
+    flags = {"recipe": recipe, "scale_down": scale_down, "valid_per_source": 10}
+    rows = [blank(m, 0) | {"ranked": True, "tokens_supervised": 1, "config": resolve(flags | {"method": m}).identity()} for m in METHODS]
+    assert {tuple(confounded([a], [b])) for a, b in combinations(rows, 2)} == {()}
 
 
 def test_what_makes_the_method_does_not_confound_it(tiny: Make) -> None:

@@ -63,7 +63,7 @@ def confounded(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
         # What belongs to a method may differ between methods, not between one method's seeds.
         groups = [both] if key not in allowed else [] if key in ("method", "seed") else [first, second]
         for group in groups:
-            values = list(dict.fromkeys(repr(r["config"].get(key)) for r in group))
+            values = list(dict.fromkeys(repr(r["config"].get(key)) for r in group if uses(r["method"], key)))
             reasons += [f"{key} {' and '.join(values)}"] if len(values) > 1 else []
     if not base and sorted(r["seed"] for r in first) != sorted(r["seed"] for r in second):
         reasons.append("other seeds")
@@ -91,6 +91,10 @@ def own_settings(method: str, recipe: str | None) -> frozenset[str]:
     """The settings that belong to a method: its entry's, its parts', and the recipe's block for it. They differ because the methods do."""
     block: Mapping[str, Any] = load_recipe(recipe).get("methods", {}).get(method, {}) if recipe and recipe in recipes() else {}
     return frozenset(METHODS[method].settings if method in METHODS else ()) | frozenset(block)
+
+
+def uses(method: str, setting: str) -> bool:
+    return method not in METHODS or setting not in METHODS[method].unused
 
 
 def ledger(results: Results) -> list[tuple[str, str, list[str]]]:
