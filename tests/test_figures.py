@@ -14,8 +14,9 @@ STATS = {"max_length": 256, "splits": {"train": {"tokens_by_source": {"alpaca": 
 
 
 def test_an_interval_reaches_from_its_value_and_a_missing_one_does_not() -> None:
-    found = [{"value": 5.0, "low": 3.0, "high": 6.0}, {"value": 5.0, "low": None, "high": None}, {"value": 5.0}, {"value": 5.0, "low": 5.1, "high": 5.0}]
-    assert errors(found) == [[2.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]
+    assert errors({"value": 5.0, "low": 3.0, "high": 6.0}) == [[2.0], [1.0]]
+    for found in ({"value": 5.0, "low": None, "high": None}, {"value": 5.0}, {"value": 5.0, "low": 5.1, "high": 5.0}):
+        assert errors(found) == [[0.0], [0.0]]
 
 
 def test_the_front_holds_what_no_other_point_beats() -> None:

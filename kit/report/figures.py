@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,35 +30,34 @@ def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, f
     rows = [r for r in results.shown if all(plain(r, m) is not None for m in ("bleu4", "rouge_l"))]
     # A method looks the same in every report.
     style = {m: i for i, m in enumerate(dict.fromkeys([BASE, *METHODS, *(r["method"] for r in results.rows)]))}
-    made: list[tuple[Figure, Any]] = []
+    made: list[Figure] = []
 
-    def add(name: str, caption: str, make: Callable[[], Any]) -> None:
-        made.append((Figure(name, caption), make()))
+    def add(name: str, caption: str, drawn: Any) -> None:
+        _save(drawn, folder / name)
+        made.append(Figure(name, caption))
 
     if rows:
         add("bleu_rouge_comparison", "BLEU-4 and ROUGE-L of every method with 95% intervals; higher is better. The dotted line is the base model.",
-            lambda: _comparison(rows, style, {"": rows}))  # fmt: skip
-    for key, name, what in (("peak_memory_gib", "memory", "peak memory while training (GiB)"), ("train_wall_s", "time", "training time (s)")):
+            _comparison(rows, style, {"": rows}))  # fmt: skip
+    for key, name, what, unit in (("peak_memory_gib", "memory", "peak memory while training", "GiB"), ("train_wall_s", "time", "training time", "s")):
         if costed := [r for r in rows if r[key] is not None]:
-            add(f"{name}_vs_performance", f"ROUGE-L with 95% intervals against {what.removesuffix(' (GiB)').removesuffix(' (s)')}: upper left is best. The "
-                "dashed line is the Pareto front: points that no other one equals or beats in both, by value, which is no verdict. Dotted: the base model.",
-                lambda key=key, what=what, costed=costed: _tradeoff(costed, rows, style, key, what))  # type: ignore[misc]  # fmt: skip
+            add(f"{name}_vs_performance", f"ROUGE-L with 95% intervals against {what}: upper left is best. The dashed line is the Pareto front: points that "
+                "no other one equals or beats in both, by value, which is no verdict. Dotted: the base model.",
+                _tradeoff(costed, rows, style, key, f"{what} ({unit})"))  # fmt: skip
     if logs := curves(results.rows):
-        add("training_loss", "Training loss by optimiser step, as a running mean over a twentieth of the steps.", lambda: _loss(results.rows, logs, style))
+        add("training_loss", "Training loss by optimiser step, as a running mean over a twentieth of the steps.", _loss(results.rows, logs, style))
     names = sorted({s for r in rows for s in r["per_source"] or {}})
     if len(names) > 1:
         by_source = {s: [r | r["per_source"][s] for r in rows if s in (r["per_source"] or {})] for s in names}
-        add("per_source", "BLEU-4 and ROUGE-L on the test rows of each source, with 95% intervals.", lambda: _comparison(rows, style, by_source))
+        add("per_source", "BLEU-4 and ROUGE-L on the test rows of each source, with 95% intervals.", _comparison(rows, style, by_source))
     if lengths := _lengths(results):
         add("length", "BLEU-4's tokens a reply: median, middle 50% and 90% of references and each method's first run. BLEU-4 rewards matching length.",
-            lambda: _boxes(lengths, "tokens a reply: median, middle 50% and 90%"))  # fmt: skip
+            _boxes(lengths, "tokens a reply: median, middle 50% and 90%"))  # fmt: skip
     if rated and rated["criteria"]:
-        add("human_vs_metric", "Mean human score against ROUGE-L, both with 95% intervals.", lambda: _human(results.rows, rated, style))
+        add("human_vs_metric", "Mean human score against ROUGE-L, both with 95% intervals.", _human(results.rows, rated, style))
     if stats:
-        add("data_lengths", "Tokens a row in every split and source; the dotted line is the maximum length.", lambda: _data(stats))
-    for figure, drawn in made:
-        _save(drawn, folder / figure.name)
-    return [figure for figure, _ in made]
+        add("data_lengths", "Tokens a row in every split and source; the dotted line is the maximum length.", _data(stats))
+    return made
 
 
 def draw_lengths(stats: Mapping[str, Any], path: Path) -> Path:
@@ -96,12 +95,13 @@ def _save(figure: Any, path: Path) -> Path:
     return path.with_suffix(".png")
 
 
-def errors(scores: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """[below, above]: how far each interval reaches from its value; a score without an interval has no bar."""
-    known = [s.get("low") is not None and s.get("high") is not None for s in scores]
+def errors(score: Mapping[str, Any]) -> list[list[float]]:
+    """[[below], [above]]: how far the interval reaches from the value; a score without an interval has no bar."""
+    low, high = score.get("low"), score.get("high")
+    if low is None or high is None:
+        return [[0.0], [0.0]]
     # Rounding can put an end on the value's wrong side by a hair.
-    return [[max(0.0, s["value"] - s["low"]) if k else 0.0 for s, k in zip(scores, known, strict=True)],
-            [max(0.0, s["high"] - s["value"]) if k else 0.0 for s, k in zip(scores, known, strict=True)]]  # fmt: skip
+    return [[max(0.0, score["value"] - low)], [max(0.0, high - score["value"])]]
 
 
 def _point(axes: Any, x: float, y: float, k: int, **how: Any) -> None:
@@ -118,7 +118,7 @@ def _comparison(rows: Sequence[Row], style: Mapping[str, int], groups: Mapping[s
     for ax, (metric, group) in zip(axes, ((m, g) for m in metrics for g in groups), strict=True):
         for row in (r for r in groups[group] if plain(r, metric) is not None):
             at = labels.index(row["label"])
-            _point(ax, row[metric]["value"], at, style[row["method"]], xerr=errors([row[metric]]))
+            _point(ax, row[metric]["value"], at, style[row["method"]], xerr=errors(row[metric]))
             if lines == 1:
                 ax.annotate(f"{row[metric]['value']:.1f}", (row[metric]["value"], at), (0, 6), textcoords="offset points", ha="center", fontsize=8)
             if row["method"] == BASE:
@@ -139,7 +139,7 @@ def _tradeoff(rows: Sequence[Row], every: Sequence[Row], style: Mapping[str, int
     if front := pareto([(r[key], r["rouge_l"]["value"]) for r in rows if r["ranked"]]):
         axes.plot(*zip(*front, strict=True), color="black", linewidth=1, linestyle="--", drawstyle="steps-post", zorder=1)
     for row in rows:
-        _point(axes, row[key], row["rouge_l"]["value"], style[row["method"]], yerr=errors([row["rouge_l"]]), label=row["label"])
+        _point(axes, row[key], row["rouge_l"]["value"], style[row["method"]], yerr=errors(row["rouge_l"]), label=row["label"])
     axes.margins(x=0.1, y=0.1)
     axes.set_xlabel(what)
     axes.set_ylabel("ROUGE-L (0–100)")
@@ -220,7 +220,7 @@ def _human(rows: Sequence[Row], rated: Row, style: Mapping[str, int]) -> Any:
     for ax, (criterion, found) in zip(axes, criteria.items(), strict=True):
         for run, score in found["runs"].items():
             if row := by_run.get(run):
-                x, bars = row["rouge_l"]["value"], {"xerr": errors([row["rouge_l"]]), "yerr": errors([score])}
+                x, bars = row["rouge_l"]["value"], {"xerr": errors(row["rouge_l"]), "yerr": errors(score)}
                 _point(ax, x, score["value"], style[row["method"]], label=row["label"], **bars)
         ax.set_xlabel("ROUGE-L")
         ax.set_title(criterion, fontsize=10)
