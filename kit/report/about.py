@@ -13,6 +13,7 @@ from kit.console import counts
 from kit.errors import UserError
 from kit.forgetting import asked
 from kit.methods import METHODS
+from kit.report.answers import by_method
 from kit.report.blocks import Block, Bullets, Cell, Code, Heading, Paragraph, Table
 from kit.report.rows import COLUMNS, MISSING, SCORES, Row, duration, number, optional, title
 from kit.report.words import BUILT_IN, built_in, names, sentence
@@ -53,8 +54,7 @@ def approach(rows: Sequence[Row], unfair: int, n: int | None) -> list[Block]:
     )  # fmt: skip
     scored = f" Verdicts are over {n:,} test rows." if n else ""
     how = f"{same} The loss is taken on the assistant's tokens and each turn's terminator, and on nothing else.{scored} {METHOD_NOTE}"
-    firsts = {r["method"]: r for r in reversed(rows)}
-    known = [f"{METHODS[m].title}: {METHODS[m].about}{_here(firsts[m])}" for m in dict.fromkeys(r["method"] for r in rows) if m in METHODS]
+    known = [f"{METHODS[m].title}: {METHODS[m].about}{_here(runs[0])}" for m, runs in by_method(rows).items() if m in METHODS]
     return [Heading("Approach"), Paragraph(how), *([Bullets(known)] if known else [])]
 
 
@@ -128,8 +128,7 @@ def machine(rows: Sequence[Row]) -> list[Block]:
 
 def settings(rows: Sequence[Row]) -> list[Block]:
     """Every setting: those that differ by method, then those that all share."""
-    known = {r["method"]: r["config"] for r in reversed(rows) if r["config"] and r["method"] != BASE}
-    known = {m: known[m] for m in dict.fromkeys(r["method"] for r in rows) if m in known}
+    known = {m: runs[0]["config"] for m, runs in by_method(r for r in rows if r["config"] and r["method"] != BASE).items()}
     if not known:
         return []
     keys = [k for k in dict.fromkeys(k for c in known.values() for k in c) if k not in ("method", "seed")]

@@ -6,7 +6,7 @@ import gc
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,25 +64,26 @@ class Results:
     @property
     def every(self) -> list[Row]:
         """All runs, and before a method's first one its mean."""
-        by_method = {m["method"]: m for m in self.means}
-        return [r for row in self.rows for r in (by_method.pop(row["method"], None), row) if r]
+        means = {m["method"]: m for m in self.means}
+        return [r for row in self.rows for r in (means.pop(row["method"], None), row) if r]
 
     def groups(self) -> dict[str, list[Row]]:
         """The runs whose answers can be compared, by method."""
-        out: dict[str, list[Row]] = {}
-        for row in self.rows:
-            if row["run"] in self.answers:
-                out.setdefault(row["method"], []).append(row)
-        return out
+        return by_method(r for r in self.rows if r["run"] in self.answers)
+
+
+def by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The rows of each method, in the order of its first one."""
+    out: dict[str, list[Row]] = {}
+    for row in rows:
+        out.setdefault(row["method"], []).append(row)
+    return out
 
 
 def gather(folder: Path) -> Results:
     """The results in runs/NAME. A run whose predictions are damaged, or not those that were scored, is not ranked and has the reason."""
     rows = collect(folder)
-    done: dict[str, list[Row]] = {}
-    for row in rows:
-        if row["status"] == "done":
-            done.setdefault(row["method"], []).append(row)
+    done = by_method(r for r in rows if r["status"] == "done")
     jobs = [[(r["run"], r["predictions_sha256"], r["score_tokens"]) for r in found] for found in done.values()]
     answers: dict[str, Answers] = {}
     means = []

@@ -10,7 +10,7 @@ from typing import Any
 from kit.config import BASE
 from kit.metrics import METRICS
 from kit.report import about, study
-from kit.report.answers import Results
+from kit.report.answers import Results, by_method
 from kit.report.blocks import Block, Bullets, Cell, Figure, Heading, Paragraph, Sample, Samples, Table
 from kit.report.recommendation import recommendation
 from kit.report.rows import COLUMNS, MISSING, SCORES, SECONDARY, Row, cell, duration, interval, number, plain, title
@@ -31,6 +31,16 @@ FURTHER: dict[str, tuple[tuple[str, ...], Shown]] = {
 }  # fmt: skip
 
 
+def amount(value: float | None, digits: int) -> Cell:
+    """A number that a table sorts by."""
+    return Cell(number(value, digits), value)
+
+
+def score(row: Row, metric: str) -> Cell:
+    """A score with its interval."""
+    return Cell(interval(row.get(metric)), plain(row, metric))
+
+
 @dataclass(frozen=True)
 class Inputs:
     """All that a report is written from."""
@@ -49,15 +59,14 @@ def document(given: Inputs) -> list[Block]:
     rows, shown, every = given.results.rows, given.results.shown, given.results.every
     unfair = ledger(given.results)
     n = next((v["n"] for v in given.found), None)
-    figures = {f.name: f for f in given.figures}
-    front: list[Block] = [figures.pop("memory_vs_performance")] if "memory_vs_performance" in figures else []
-    lengths: list[Block] = [figures.pop("data_lengths")] if "data_lengths" in figures else []
+    front, lengths = ([f for f in given.figures if f.name == name] for name in ("memory_vs_performance", "data_lengths"))
+    figures = [f for f in given.figures if f not in (*front, *lengths)]
     return [
         Paragraph(study.headline(shown, given.found), "headline"),
         *comparison(shown, given.found), *(Paragraph(note, "note") for note in given.notes), *front,
         Heading("Recommendation"), *(Paragraph(p) for p in recommendation(shown, given.found)),
         *about.introduction(shown), *about.approach(shown, len(unfair), n), *about.data(given.manifest, rows), *lengths,
-        Heading("Results"), Bullets(study.results(shown, given.found)), *against_each_other(given.found), *figures.values(),
+        Heading("Results"), Bullets(study.results(shown, given.found)), *against_each_other(given.found), *figures,
         *costs(rows), *verdict_table(given.found), *fairness(unfair), *scores(every), *secondary(every), *audit(rows),
         *forgetting(rows), *human(rows, given.rated), *tasks(rows), *hybrids(rows, shown, given.found),
         Heading("Discussion"), *(Paragraph(p) for p in study.discussion(shown, given.found)),
@@ -114,8 +123,7 @@ def verdict_table(found: Sequence[Verdict]) -> list[Block]:
         return []
     heads = ["metric", "a", "b", "verdict on a", "a − b", "95% interval", "p (Holm)", "detectable", "rows to decide"]
     body = [[Cell(COLUMNS[v["metric"]].title), Cell(title(v["a"])), Cell(title(v["b"])), Cell(v["verdict"] + (" (confounded)" if v["confounded"] else "")),
-             Cell(number(v["delta"], 2), v["delta"]), Cell(f"[{number(v['low'], 2)}, {number(v['high'], 2)}]"), Cell(number(v["p_holm"], 4), v["p_holm"]),
-             *_power(v)] for v in found]  # fmt: skip
+             amount(v["delta"], 2), Cell(f"[{number(v['low'], 2)}, {number(v['high'], 2)}]"), amount(v["p_holm"], 4), *_power(v)] for v in found]  # fmt: skip
     margins = ", ".join(f"{COLUMNS[m].title} {margin:g} {unit}" for m, (margin, unit) in {v["metric"]: (v["margin"], v["unit"]) for v in found}.items())
     text = (
         f"How verdicts are reached stands under Approach. Equivalent: the interval lies within the margin ({margins}). "
@@ -130,7 +138,7 @@ def _power(v: Verdict) -> list[Cell]:
     """What could have been found, and how many rows would decide, of a comparison that is open."""
     if v["verdict"] != "cannot tell":
         return [Cell(MISSING), Cell(MISSING)]
-    return [Cell(number(v["detectable"], 2), v["detectable"]) if study.possible(v) else Cell("none"), Cell(number(v["needed"], 0), v["needed"])]
+    return [amount(v["detectable"], 2) if study.possible(v) else Cell("none"), amount(v["needed"], 0)]
 
 
 def fairness(unfair: Sequence[tuple[str, str, list[str]]]) -> list[Block]:
@@ -144,14 +152,14 @@ def fairness(unfair: Sequence[tuple[str, str, list[str]]]) -> list[Block]:
 
 def scores(rows: Sequence[Row]) -> list[Block]:
     """Every run and every mean over seeds, overall and by source."""
-    body = [[Cell(cell("label", r, None)), Cell(name), *(Cell(interval(block.get(m)), plain(block, m)) for m in SCORES)]
-            for r in rows for name, block in {"all": r, **(r["per_source"] or {})}.items()]  # fmt: skip
+    blocks = [(r, name, block) for r in rows for name, block in {"all": r, **(r["per_source"] or {})}.items()]
+    body = [[Cell(cell("label", r, None)), Cell(name), *(score(block, m) for m in SCORES)] for r, name, block in blocks]
     return [Heading("Scores with 95% intervals", 3), Table(["run", "source", *(COLUMNS[m].title for m in SCORES)], body, texts=2)]
 
 
 def secondary(rows: Sequence[Row]) -> list[Block]:
     known = [r for r in rows if any(r[m] for m in SECONDARY)]
-    body = [[Cell(cell("label", r, None)), *(Cell(interval(r[m]), plain(r, m)) for m in SECONDARY)] for r in known]
+    body = [[Cell(cell("label", r, None)), *(score(r, m) for m in SECONDARY)] for r in known]
     text = "No verdicts are drawn from these. Over several seeds they are plain means."
     table = Table(["run", *(METRICS[m].title for m in SECONDARY)], body, wide=True)
     return [Heading("Secondary metrics", 3), Paragraph(text), table] if known else []
@@ -162,12 +170,12 @@ def audit(rows: Sequence[Row]) -> list[Block]:
     made = [r for r in rows if r["generation"]]
     if not made:
         return []
-    body = [[Cell(r["label"]), *(Cell(f"{g[k]:,}", g[k]) for k in ("empty", "unfinished")), Cell(number(g["mean_reply_tokens"], 1), g["mean_reply_tokens"]),
-             Cell(number(plain(r, "length_ratio"), 2), plain(r, "length_ratio"))] for r in made if (g := r["generation"])]  # fmt: skip
+    body = [[Cell(r["label"]), amount(g["empty"], 0), amount(g["unfinished"], 0), amount(g["mean_reply_tokens"], 1), amount(plain(r, "length_ratio"), 2)]
+            for r in made if (g := r["generation"])]  # fmt: skip
     out: list[Block] = [Heading("Length and leaks", 3), Table(["run", "empty", "unfinished", "tokens a reply", "times the reference's length"], body)]
     if leaky := [(r, x) for r in rows if (x := r["leaks"]) and x["flagged"]]:
         text = "Scores of all test rows, and without those whose prompt or first question is also in training."
-        body = [[Cell(r["label"]), Cell(f"{x['flagged']:,}", x["flagged"]),
+        body = [[Cell(r["label"]), amount(x["flagged"], 0),
                  *(Cell(f"{number(plain(r, m), 2)} / {number(plain(x['without'] or {}, m), 2)}", plain(x["without"] or {}, m)) for m in SCORES)]
                 for r, x in leaky]  # fmt: skip
         out += [Paragraph(text), Table(["run", "flagged", *(f"{COLUMNS[m].title}: all / without" for m in SCORES)], body)]
@@ -182,8 +190,8 @@ def forgetting(rows: Sequence[Row]) -> list[Block]:
     out: list[Block] = [Heading("Forgetting", 3)]
     for digest in dict.fromkeys(r["forgetting"]["sha256"] for r in known):  # a text each
         those = [r for r in known if r["forgetting"]["sha256"] == digest]
-        body = [[Cell(r["label"]), Cell(interval(f.get("perplexity_before"))), Cell(interval(f["perplexity"]), f["perplexity"]["value"]),
-                 Cell(interval(f["kl"]), plain(f, "kl"))] for r in those if (f := r["forgetting"])]  # fmt: skip
+        body = [[Cell(r["label"]), Cell(interval(f.get("perplexity_before"))), score(f, "perplexity"), score(f, "kl")]
+                for r in those if (f := r["forgetting"])]  # fmt: skip
         first = those[0]["forgetting"]
         text = (
             f"On {first['tokens']:,} tokens of general text that no run was tuned on ({first['text']}, SHA-256 {str(digest)[:12]}): perplexity before and "
@@ -200,7 +208,7 @@ def human(rows: Sequence[Row], rated: Row | None) -> list[Block]:
     labels = {Path(r["run"]).name: r["label"] for r in rows}
     criteria: dict[str, Row] = rated["criteria"]
     runs = [name for name in labels if any(name in c["runs"] for c in criteria.values())]
-    body = [[Cell(labels[name]), *(Cell(interval(c["runs"].get(name)), plain(c["runs"], name)) for c in criteria.values())] for name in runs]
+    body = [[Cell(labels[name]), *(score(c["runs"], name) for c in criteria.values())] for name in runs]
     stale = f"; {rated['stale']} scores are of replies that have changed since, and left out" if rated["stale"] else ""
     text = f"{rated['rated']:,} scores from 0 to 5 by {names(rated['raters']) or 'nobody'}, blind{stale}. Means with 95% intervals over replies."
     agreement = []
@@ -238,8 +246,7 @@ def hybrids(rows: Sequence[Row], shown: Sequence[Row], found: Sequence[Verdict])
         methods = [p["method"] for p in row["parts"]]
         out.append(Paragraph(about.parts(row)))
         if row["tried"]:
-            body = [[Cell(t["kind"]), *(Cell(number(t["weights"].get(m, 0.0), 2), t["weights"].get(m, 0.0)) for m in methods),
-                     Cell(number(t["valid_perplexity"], 3), t["valid_perplexity"])] for t in row["tried"]]  # fmt: skip
+            body = [[Cell(t["kind"]), *(amount(t["weights"].get(m, 0.0), 2) for m in methods), amount(t["valid_perplexity"], 3)] for t in row["tried"]]
             out.append(Table(["combination", *map(title, methods), "validation perplexity"], body))
     pairs = dict.fromkeys((r["method"], p["method"]) for r in rows if r["parts"] and r["status"] == "done" for p in r["parts"])
     answers = [study.pair(shown, said, a, b) for a, b in pairs if (a, b, SCORES[0]) in said]
@@ -248,8 +255,7 @@ def hybrids(rows: Sequence[Row], shown: Sequence[Row], found: Sequence[Verdict])
 
 def samples(results: Results) -> list[Block]:
     """The fixed prompts, then seeded test rows, each with the replies of the base model and of one run of every method."""
-    firsts = {r["method"]: r for r in reversed(results.rows) if r["status"] == "done"}
-    runs = [firsts[m] for m in dict.fromkeys(r["method"] for r in results.rows) if m in firsts]
+    runs = [found[0] for found in by_method(r for r in results.rows if r["status"] == "done").values()]
     fixed: dict[str, list[tuple[str, str]]] = {}
     for run in runs:
         for s in (run["samples"] or {}).get("samples", []):
