@@ -63,7 +63,7 @@ def document(given: Inputs) -> list[Block]:
     figures = [f for f in given.figures if f not in (*front, *lengths)]
     return [
         Paragraph(study.headline(shown, given.found), "headline"),
-        *comparison(shown, given.found), *(Paragraph(note, "note") for note in given.notes), *front,
+        Heading("Comparison"), comparison(shown, given.found), *(Paragraph(note, "note") for note in given.notes), *front,
         Heading("Recommendation"), *(Paragraph(p) for p in recommendation(shown, given.found)),
         *about.introduction(shown), *about.approach(shown, len(unfair), n), *about.data(given.manifest, rows), *lengths,
         Heading("Results"), Bullets(study.results(shown, given.found)), *against_each_other(given.found), *figures,
@@ -75,7 +75,7 @@ def document(given: Inputs) -> list[Block]:
     ]  # fmt: skip
 
 
-def comparison(rows: Sequence[Row], found: Sequence[Verdict]) -> list[Block]:
+def comparison(rows: Sequence[Row], found: Sequence[Verdict]) -> Table:
     """One row a method; a score is marked only if its method is shown to be better than every other ranked one."""
     base, said = next((r for r in rows if r["method"] == BASE), None), both_ways(found)
     winners = {m: best(rows, said, m) for m in SCORES}
@@ -86,7 +86,7 @@ def comparison(rows: Sequence[Row], found: Sequence[Verdict]) -> list[Block]:
         "reserved while training, on a CPU what the process held; adapter is what was saved, the whole model where that was trained. A row over seeds is "
         "their mean (of perplexities the geometric one)."
     )
-    return [Heading("Comparison"), Table([c.title for c in COLUMNS.values()], body, caption, wide=True)]
+    return Table([c.title for c in COLUMNS.values()], body, caption, wide=True)
 
 
 def against_each_other(found: Sequence[Verdict]) -> list[Block]:

@@ -13,17 +13,15 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from kit.config import BASE, RunConfig
+from kit.config import RunConfig
 from kit.console import console, counts, say
 from kit.files import read_json
 from kit.report.blocks import BEST
-from kit.report.rows import COLUMNS, SCORES, Row, cell, duration, interval, number, plain
-from kit.report.verdicts import LEGEND, Verdict, best, both_ways, by_reason, matrix
+from kit.report.content import comparison
+from kit.report.rows import COLUMNS, SCORES, Row, duration, interval, number, plain
+from kit.report.verdicts import LEGEND, Verdict, by_reason, matrix
 
 PERCENTILE_NAMES = ("p5", "p25", "p50", "p75", "p95", "p99", "p100")
-
-
-NUMBERED = "Columns are numbered as the rows."
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
@@ -158,22 +156,16 @@ def tasks_table(config: RunConfig, record: dict[str, Any]) -> None:
 
 
 def comparison_table(rows: Sequence[Row], found: Sequence[Verdict], title: str) -> None:
-    """The base model and every method side by side; a star only where the verdicts support it."""
-    base, said = next((r for r in rows if r["method"] == BASE), None), both_ways(found)
-    winners = {m: best(rows, said, m) for m in SCORES}
-
-    def text(key: str, row: Row) -> str | Text:
-        shown = cell(key, row, base)
-        return Text(f"★ {shown}", style="bold green") if winners.get(key) == row["method"] and row["ranked"] else shown
-
-    heads, body = [c.title for c in COLUMNS.values()], [[text(k, r) for k in COLUMNS] for r in rows]
+    """The report's comparison: the base model and every method side by side; a star only where the verdicts support it."""
+    table = comparison(rows, found)
+    heads, body = table.heads, [[Text(f"★ {c.text}", style="bold green") if c.best else c.text for c in row] for row in table.rows]
     if fits(_table(heads, body)):
         show(title, heads, body)
     else:  # scores, then costs
         first = 1 + len(SCORES)
         show(title, heads[:first], [r[:first] for r in body])
         show("", [heads[0], *heads[first:]], [[r[0], *r[first:]] for r in body])
-    if any(winners.values()):
+    if any(c.best for row in table.rows for c in row):
         console.print(BEST, markup=False)
 
 
@@ -196,7 +188,7 @@ def verdict_table(found: Sequence[Verdict]) -> None:
     else:
         numbers = [str(i) for i in range(1, len(names) + 1)]
         show(title, ["", *numbers], [[f"{i} {row[0]}", *row[1:]] for i, row in zip(numbers, rows, strict=True)])
-    console.print(LEGEND if named else f"{LEGEND} {NUMBERED}", markup=False)
+    console.print(LEGEND if named else f"{LEGEND} Columns are numbered as the rows.", markup=False)
 
 
 def fairness_lines(unfair: Sequence[tuple[str, str, list[str]]]) -> None:
