@@ -34,8 +34,8 @@ class Check(NamedTuple):
 
 def checks(config: RunConfig) -> list[Check]:
     """Every check for a configuration; one that breaks is a failed check and not the end of the others."""
-    found = [*_guarded("machine", machine()), *_guarded("compiler", compiler()), *_guarded("packages", packages()), *_guarded("libraries", libraries())]
-    found += [*_guarded("4-bit", four_bit()), *_guarded("hub", hub(config))]
+    first = {"machine": machine(), "compiler": compiler(), "packages": packages(), "libraries": libraries(), "4-bit": four_bit(), "hub": hub(config)}
+    found = [check for name, part in first.items() for check in _guarded(name, part)]
     if any(c.name == "model" and c.ok is False for c in found):  # what follows reads the model's configuration
         return found
     return [*found, *_guarded("precision", computing(config)), *_guarded("memory", fits(config))]
@@ -55,10 +55,10 @@ def machine() -> Iterator[Check]:
     info = runs.machine()
     yield Check("system", None, f"{platform.system()} {platform.machine()}, {info['cpu'] or 'unknown processor'}, {os.cpu_count()} cores")
     if gpu is None:
-        return (yield Check("gpu", None, f"{reason}: everything runs on the CPU, which is slow for models beyond the built-in one"))
-    found = f"{gpu.name}, capability {gpu.capability[0]}.{gpu.capability[1]}, {gpu.memory / 2**30:.1f} GiB, driver {info['driver'] or 'unknown'}"
-    yield Check("gpu", gpu.capability >= (7, 0), found, "Unsloth needs compute capability 7.0; UNSLOTH_FORCE_CPU=1 runs on the CPU")
-    return None
+        yield Check("gpu", None, f"{reason}: everything runs on the CPU, which is slow for models beyond the built-in one")
+    else:
+        found = f"{gpu.name}, capability {gpu.capability[0]}.{gpu.capability[1]}, {gpu.memory / 2**30:.1f} GiB, driver {info['driver'] or 'unknown'}"
+        yield Check("gpu", gpu.capability >= (7, 0), found, "Unsloth needs compute capability 7.0; UNSLOTH_FORCE_CPU=1 runs on the CPU")
 
 
 def compiler() -> Iterator[Check]:
@@ -74,7 +74,8 @@ def compiler() -> Iterator[Check]:
 def packages() -> Iterator[Check]:
     """The installed versions against requirements.lock; local builds (+cu128) count as their version."""
     if not LOCK.exists():
-        return (yield Check("packages", None, "no requirements.lock beside the kit: versions are not compared"))
+        yield Check("packages", None, "no requirements.lock beside the kit: versions are not compared")
+        return
     from packaging.requirements import Requirement
 
     lines = LOCK.read_text(encoding="utf-8").splitlines()
@@ -85,7 +86,6 @@ def packages() -> Iterator[Check]:
     text = f"{len(wanted) - len(wrong)} of {len(wanted)} as in requirements.lock" + (f"; not: {said}" if wrong else "")
     serious = any(installed[r.name] is None or r.name in runs.PACKAGES for r in wrong)
     yield Check("packages", not serious if serious or not wrong else None, text, "run: make setup")
-    return None
 
 
 def libraries() -> Iterator[Check]:
@@ -143,7 +143,8 @@ def fits(config: RunConfig) -> Iterator[Check]:
 def hub(config: RunConfig) -> Iterator[Check]:
     """Whether the recipe's model and data can be read; a token is only said to be there."""
     if config.is_local:
-        return (yield Check("hub", None, "not needed: model and data lie on this machine"))
+        yield Check("hub", None, "not needed: model and data lie on this machine")
+        return
     from huggingface_hub import HfApi, constants, get_token
 
     yield Check("token", None, "a Hugging Face token is set" if get_token() else "no Hugging Face token (HF_TOKEN) is set; gated models need one")
@@ -161,4 +162,3 @@ def hub(config: RunConfig) -> Iterator[Check]:
             yield Check(kind, cached, detail, "check the network, or use --recipe tiny")
         except UserError as error:
             yield Check(kind, False, error.problems[0], error.problems[0])
-    return None

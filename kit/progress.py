@@ -94,10 +94,8 @@ class TrainingProgress:
         def stop(*_: object) -> None:
             say("stopping after this step and a checkpoint; once more stops at once")
             self.stopped = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            if signal.SIGHUP in earlier:
-                signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            for number in earlier:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
         for number in earlier:
             signal.signal(number, stop)
