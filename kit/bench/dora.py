@@ -19,6 +19,7 @@ from kit.bench.harness import ALONE, Variants, interleave, summary
 from kit.bench.shapes import SHAPES, build
 from kit.config import RunConfig
 from kit.console import say
+from kit.device import cuda_gpu
 from kit.resources import clock
 
 SHAPE = SHAPES["gemma-3-1b"] | {"num_hidden_layers": 2, "vocab_size": 2048}
@@ -94,14 +95,10 @@ def alternate(variants: Variants, rounds: int) -> tuple[dict[str, list[float]], 
 
 
 def _on_gpu() -> bool:
-    from kit.device import cuda_gpu
-
     return cuda_gpu()[0] is not None
 
 
 def _sixteen_bit() -> str:
-    from kit.device import cuda_gpu
-
     gpu = cuda_gpu()[0]
     return "bfloat16" if gpu is None or gpu.capability >= (8, 0) else "float16"
 

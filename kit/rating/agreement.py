@@ -85,10 +85,10 @@ def student(df: int) -> float:
     return float(np.quantile(np.abs(np.random.default_rng(0).standard_t(df, 400_000)), 0.95))
 
 
-def alpha(units: Sequence[Sequence[int]], level: str = "ordinal") -> Row:
-    """Krippendorff's alpha (2011) of nominal, ordinal or interval values; a unit holds the values that its raters gave, n counts those with two.
+def alpha(units: Sequence[Sequence[int]]) -> Row:
+    """Krippendorff's alpha (2011) of ordinal values; a unit holds the values that its raters gave, n counts those with two.
 
-    Values get places whose squared distance is the level's difference: for ordinal ones the mid-rank in the coincidences' margin.
+    The difference of two values is the squared distance of their mid-ranks in the coincidences' margin.
     """
     pairable = [u for u in units if len(u) > 1]
     values = sorted({v for u in pairable for v in u})
@@ -98,8 +98,8 @@ def alpha(units: Sequence[Sequence[int]], level: str = "ordinal") -> Row:
     shares = counts / (counts.sum(axis=1, keepdims=True) - 1)
     coincidences = shares.T @ counts - np.diag(shares.sum(axis=0))
     margin = coincidences.sum(axis=0)
-    places = {"nominal": np.eye(len(values)), "ordinal": (np.cumsum(margin) - margin / 2)[:, None], "interval": np.array(values, dtype=np.float64)[:, None]}
-    distance = ((places[level][:, None] - places[level]) ** 2).sum(axis=-1)
+    ranks = np.cumsum(margin) - margin / 2
+    distance = (ranks[:, None] - ranks) ** 2
     observed, expected = (coincidences * distance).sum(), margin @ distance @ margin / (margin.sum() - 1)
     return _statistic(float(1 - observed / expected), len(pairable))
 
