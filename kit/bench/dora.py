@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import statistics
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kit.bench.harness import ALONE, Variants, interleave, summary
+from kit.bench.harness import ALONE, interleave, summary
 from kit.bench.shapes import SHAPES, build
 from kit.config import RunConfig
 from kit.console import say
@@ -65,33 +64,20 @@ def dora(config: RunConfig, rounds: int) -> dict[str, Any]:
                 say(f"{name} is left out: on this GPU Unsloth computes Gemma 3 in float16, whatever is asked for")
                 continue
             sides = [side for side in SIDES if not ALONE or [f"{name} {side}"] == ALONE]
+            if not sides:
+                continue
             models = {f"{name} {side}": adapted(config, setting, side, folder) for side in sides}
-            found, alone = alternate({n: partial(step, setting, m) for n, m in models.items()}, rounds)
+            steps = {n: partial(step, setting, m) for n, m in models.items()}
+            found, alone = interleave(steps, rounds, now=clock if _on_gpu() else time.process_time, turning=True)
             times, peaks = times | found, peaks | alone
             if setting.accumulation and not ALONE:
                 saved |= {n: kept_mib(setting, m) for n, m in models.items()}
-            del models
+            del models, steps
             gc.collect()
     made = summary("dora", times, peaks, [(f"{name} {side}", f"{name} lora") for name in SETTINGS for side in SIDES if side != "lora"])
     for name, mib in saved.items():
         made["variants"][name]["saved_mib"] = mib
     return made | {"clock": "wall" if _on_gpu() else "process CPU time"}
-
-
-def alternate(variants: Variants, rounds: int) -> tuple[dict[str, list[float]], dict[str, float | None]]:
-    """The harness's `interleave` with CPU time where there is no GPU, and every other round in reverse order."""
-    if ALONE:
-        return interleave(variants, rounds) if variants else ({}, {})
-    now = clock if _on_gpu() else time.process_time
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):
-        for name, work in list(variants.items())[:: 1 if number % 2 else -1]:
-            started = now()
-            work()
-            if number:
-                times[name].append(now() - started)
-    say(", ".join(f"{name} {statistics.median(t):.3f} s" for name, t in times.items()))
-    return times, dict.fromkeys(variants)
 
 
 def _on_gpu() -> bool:

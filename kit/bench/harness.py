@@ -23,11 +23,13 @@ Peaks = Mapping[str, float | None]
 ALONE: list[str] = []
 
 
-def interleave(variants: Variants, rounds: int) -> tuple[dict[str, list[float]], dict[str, float | None]]:
-    """(seconds of each round, peak memory in GiB) by variant; a first round warms up and is left out.
+def interleave(
+    variants: Variants, rounds: int, *, now: Callable[[], float] = clock, turning: bool = False
+) -> tuple[dict[str, list[float]], dict[str, float | None]]:
+    """(seconds of each round by the clock `now`, peak memory in GiB) by variant; a first round warms up and is left out.
 
     Peaks are None here, where all share a process: `measure` finds each in a process that runs that variant alone. What only one
-    variant needs is best made in its first call.
+    variant needs is best made in its first call. With `turning` every other round is in reverse order.
     """
     if ALONE:
         name = ALONE[0]
@@ -39,10 +41,13 @@ def interleave(variants: Variants, rounds: int) -> tuple[dict[str, list[float]],
         return {name: [clock() - started]}, {name: phases.peak_gib("round")}
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
-        for name, work in variants.items():
-            started = clock()
-            work()
-            taken = clock() - started
+        order = list(variants)
+        if turning and number % 2 == 0:
+            order.reverse()
+        for name in order:
+            started = now()
+            variants[name]()
+            taken = now() - started
             if number:
                 times[name].append(taken)
         say(f"round {number} of {rounds}: " + (", ".join(f"{n} {t[-1]:.3f} s" for n, t in times.items() if t) or "warm-up"))
