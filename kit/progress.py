@@ -35,7 +35,7 @@ class Bar:
     """A progress bar with a free text beside it; off-terminal about LINES lines over the whole."""
 
     def __init__(self, title: str, total: int) -> None:
-        self.title, self.total, self.done, self.said = title, total, 0, 0
+        self.title, self.total, self.said = title, total, 0
         self.started = time.perf_counter()
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
         self.live = Progress(*columns, console=console, expand=True, disable=not console.is_terminal)
@@ -49,7 +49,6 @@ class Bar:
         self.live.stop()
 
     def update(self, done: int, text: str) -> None:
-        self.done = done
         self.live.update(self.task, completed=done, text=text)
         if not console.is_terminal and (done * LINES // self.total > self.said or done == self.total):
             self.said = done * LINES // self.total

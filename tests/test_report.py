@@ -24,7 +24,7 @@ from kit.report import answers, markdown, tables, write
 from kit.report.answers import CHANGED, gather
 from kit.report.blocks import Heading
 from kit.report.content import document
-from kit.report.rows import Row, cell, collect, duration, interval, number
+from kit.report.rows import Row, collect, duration, interval, number
 from kit.report.verdicts import verdicts
 from kit.runs import open_run
 
@@ -371,13 +371,6 @@ def test_a_star_stands_where_the_verdicts_support_it(tiny: Make, capsys: pytest.
 def test_no_runs_is_an_error(tiny: Make) -> None:
     with pytest.raises(UserError, match="no runs in"):
         collect(Path(tiny().runs_dir))
-
-
-def test_seeds_are_told_apart(tiny: Make) -> None:
-    made_run(tiny("--method", "lora"), ["a"] * 2)
-    assert [cell("label", r, None) for r in collect(Path(tiny().runs_dir) / "tiny")] == ["LoRA"]
-    made_run(tiny("--method", "lora", "--seed", "1"), ["a"] * 2)
-    assert [cell("label", r, None) for r in collect(Path(tiny().runs_dir) / "tiny")] == ["LoRA (seed 0)", "LoRA (seed 1)"]
 
 
 def test_numbers_read_well() -> None:

@@ -23,8 +23,9 @@ HELP = "0-5 score   u undo   s skip   r reference   space b ↑ ↓ scroll   q q
 SCROLL = {" ": 1, "b": -1, "j": 0, "k": 0}
 # One key: a control sequence (ECMA-48), a function key, a lone escape, or any other byte. An unfinished sequence does not match.
 KEY = re.compile(rb"\x1b\[[\x20-\x3f]*[^\x20-\x3f]|\x1bO.|\x1b(?=[^\[O])|[^\x1b]", re.DOTALL)
-SENT = (b"\x1b[A", b"\x1bOA", b"\x1b[B", b"\x1bOB", b"\x1b[5~", b"\x1b[6~", b"\x7f", b"\x08", b"\x03", b"\x04")
-KEYS = dict(zip(SENT, "kkjjb uuqq", strict=True))  # arrows, pages, backspace, Ctrl-C and Ctrl-D
+# Arrows, pages, backspace, Ctrl-C and Ctrl-D.
+KEYS = {b"\x1b[A": "k", b"\x1bOA": "k", b"\x1b[B": "j", b"\x1bOB": "j", b"\x1b[5~": "b", b"\x1b[6~": " ", b"\x7f": "u", b"\x08": "u",
+        b"\x03": "q", b"\x04": "q"}  # fmt: skip
 SUSPEND = "\x1a"
 
 
