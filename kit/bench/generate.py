@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from kit.bench.harness import ALONE, interleave, summary
@@ -39,21 +40,20 @@ def generate(config: RunConfig, rounds: int, prompts: int = 512) -> dict[str, An
     def kit(rows: Sequence[int]) -> list[generation.Reply]:
         return generation.generate(model, [exams[i].prompt_ids for i in rows], stop=stop, pad=pad, max_new_tokens=n)
 
-    Work = Callable[[Sequence[int]], list[generation.Reply]]
-
-    def over(batches: Sequence[Sequence[int]], work: Work) -> Callable[[], dict[int, generation.Reply]]:
-        return lambda: {i: reply for rows in batches for i, reply in zip(rows, work(rows), strict=True)}
+    def over(batches: Sequence[Sequence[int]], work: Callable[[Sequence[int]], list[generation.Reply]]) -> dict[int, generation.Reply]:
+        return {i: reply for rows in batches for i, reply in zip(rows, work(rows), strict=True)}
 
     share = GPU_SHARE if model.device.type == "cuda" else 1
     shuffled = random.Random(0).sample(range(len(exams)), len(exams))
     planned = [plan[part] for part in generation.cut([len(exams[i].prompt_ids) + n for i in plan], config.eval_tokens)]
     variants = {
-        "one by one": over([[i] for i in shuffled[::share]], plain),
-        f"random batches of {RANDOM}": over([shuffled[i : i + RANDOM] for i in range(0, len(shuffled), RANDOM)], plain),
-        "kit": over(planned, kit),
+        "one by one": partial(over, [[i] for i in shuffled[::share]], plain),
+        f"random batches of {RANDOM}": partial(over, [shuffled[i : i + RANDOM] for i in range(0, len(shuffled), RANDOM)], plain),
+        "kit": partial(over, planned, kit),
     }  # fmt: skip
     times, peaks = interleave(variants, rounds)
-    times |= {name: [t * share for t in found] for name, found in times.items() if name == "one by one"}
+    if "one by one" in times:  # not in a process that measures the memory of another variant
+        times["one by one"] = [seconds * share for seconds in times["one by one"]]
     found = summary("generate", times, peaks, [(name, "kit") for name in variants if name != "kit"])
     if ALONE:
         return found
