@@ -250,13 +250,8 @@ def test_the_next_sitting_goes_on_and_can_undo_the_last(session: Session, folder
     assert [i.id for i in again.todo[::-1]] == [i.id for i in [*order[3:], order[1]]]
     press(again, "u")
     assert again.todo[-1] == order[2]
-    assert not press(again, "555" * len(again.todo))
-
-
-def test_a_sitting_ends_when_all_is_rated(session: Session, folder: Path) -> None:
-    while press(session, "123"):
-        pass
-    assert len(session.ledger.standing) == session.total
+    assert not press(again, "555" * len(again.todo)), "a sitting ends when all is rated"
+    assert len(again.ledger.standing) == again.total
     assert not Session(cards(folder, limit=12), session.ledger).todo
 
 
