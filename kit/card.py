@@ -93,8 +93,7 @@ def metadata(config: RunConfig, scored: Record | None, manifest: Record, *, whol
     terms: Record = {"license": known.id if known else "other"}
     if known is None and hub:
         terms |= {"license_name": "base-model", "license_link": f"https://huggingface.co/{config.model}"}
-    relation = "adapter" if not whole else "finetune"
-    base: Record = {"base_model": config.model, "base_model_relation": relation} if hub else {}
+    base: Record = {"base_model": config.model, "base_model_relation": "finetune" if whole else "adapter"} if hub else {}
     origins = [s["origin"] for s in manifest["sources"].values() if s["revision"]]
     return ModelCardData(
         **base, **terms, library_name="transformers" if whole else "peft", pipeline_tag="text-generation", datasets=origins or None,

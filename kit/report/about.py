@@ -40,8 +40,8 @@ def recipe(rows: Sequence[Row]) -> dict[str, Any]:
 def introduction(rows: Sequence[Row]) -> list[Block]:
     tuned = list(dict.fromkeys(title(r["method"]) for r in rows if r["method"] != BASE))
     models = names([str(m) for m in values("model", rows)]) or "the model"
-    asked = f"This study compares {names(tuned)}" if len(tuned) > 1 else f"This study looks at {tuned[0] if tuned else 'the base model'}"
-    text = f"{asked} on {models}: what does each give in the quality of replies, and what does it need in memory and time?"
+    subject = f"This study compares {names(tuned)}" if len(tuned) > 1 else f"This study looks at {tuned[0] if tuned else 'the base model'}"
+    text = f"{subject} on {models}: what does each give in the quality of replies, and what does it need in memory and time?"
     about = [Paragraph(f"Recipe: {recipe(rows)['about']}")] if recipe(rows) else []
     return [Heading("Introduction"), Paragraph(text), *about, *([Paragraph(BUILT_IN, "note")] if built_in(rows) else [])]
 
@@ -79,15 +79,15 @@ def data(manifest: Mapping[str, Any] | None, rows: Sequence[Row]) -> list[Block]
              *(Cell(f"{s[k]:,}", s[k]) for k in keys)] for n, s in manifest["sources"].items()]  # fmt: skip
     limits = [f"the first {n:,} {split} rows" for split in ("train", "test") for n in values(f"limit_{split}", rows)]
     notes = [f"These runs used only {' and '.join(limits)}."] if limits else []
-    if left := sorted({n for r in rows if (n := r["rows_left_out"])}):
-        notes.append(f"Training takes whole effective batches: of the training rows {' or '.join(map(str, left))} fill none and are left out of an epoch.")
+    if unused := sorted({n for r in rows if (n := r["rows_left_out"])}):
+        notes.append(f"Training takes whole effective batches: of the training rows {' or '.join(map(str, unused))} fill none and are left out of an epoch.")
     limited: list[Block] = [Paragraph(" ".join(notes), "note")] if notes else []
-    found, left = manifest["duplicates"], manifest["leaks"]
+    found, leaks = manifest["duplicates"], manifest["leaks"]
     cut = " ".join(f"{split}: {counts(c)}." for split, c in manifest["truncated"].items())
     audit = (
         f"{found['exact']:,} exact duplicates were dropped. {found['near']:,} rows in {found['groups']:,} groups of near duplicates (word 3-gram "
         f"similarity of {found['similarity']} or more, or the same prompt) were kept on one side of the split each. Test rows whose whole prompt is also "
-        f"in training: {left['same_prompt']['test_rows']:,}; whose first question is: {left['same_opening']['test_rows']:,}."
+        f"in training: {leaks['same_prompt']['test_rows']:,}; whose first question is: {leaks['same_opening']['test_rows']:,}."
     )
     table = Table(["source", "origin", "dropped", "rows in", "kept", "train", "test"], body, texts=3)
     return [Heading("Data"), table, *limited, Paragraph(audit), Paragraph(f"At {manifest['inputs']['max_length']} tokens a row, {cut}")]
@@ -203,8 +203,8 @@ def parts(row: Row) -> str:
     """What a hybrid run is built on."""
     built = [f"{title(p['method'])} (rank {p['rank']}, {p['steps']} steps, {duration(p['train_wall_s'])}, validation perplexity "
              f"{number(p['valid_perplexity'], 3)})" for p in row["parts"]]  # fmt: skip
-    alone = [t for t in row["tried"] or [] if t["kind"] != "alone" and t["valid_perplexity"] is not None]
-    best = min(alone, key=lambda t: t["valid_perplexity"], default=None)
+    combinations = [t for t in row["tried"] or [] if t["kind"] != "alone" and t["valid_perplexity"] is not None]
+    best = min(combinations, key=lambda t: t["valid_perplexity"], default=None)
     weights = f"{best['kind']}, {names([f'{w:g} {title(m)}' for m, w in best['weights'].items()])}" if best else ""
     chosen = f" Chosen of the combinations on validation rows: {weights}. The parts alone, on the 16-bit base model, stand beside." if best else ""
     return sentence(f"{row['label']} is built on {names(built)}; its time, tokens and other costs include theirs.{chosen}")
