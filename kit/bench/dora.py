@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kit.bench.harness import ALONE, interleave, summary
+from kit.bench.harness import ALONE, Peaks, Times, interleave, summary
 from kit.bench.shapes import SHAPES, build
 from kit.config import RunConfig
 from kit.console import say
@@ -54,8 +54,8 @@ def dora(config: RunConfig, rounds: int) -> dict[str, Any]:
     from kit.model import import_unsloth
 
     import_unsloth()
-    times: dict[str, list[float]] = {}
-    peaks: dict[str, float | None] = {}
+    times: Times = {}
+    peaks: Peaks = {}
     saved: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         build(SHAPE, Path(folder))

@@ -18,14 +18,13 @@ from kit.console import say
 from kit.resources import Phases, clock
 
 Variants = Mapping[str, Callable[[], object]]
-Peaks = Mapping[str, float | None]
+Times = dict[str, list[float]]
+Peaks = dict[str, float | None]
 # In a process that measures the memory of one variant: that variant's name.
 ALONE: list[str] = []
 
 
-def interleave(
-    variants: Variants, rounds: int, *, now: Callable[[], float] = clock, turning: bool = False
-) -> tuple[dict[str, list[float]], dict[str, float | None]]:
+def interleave(variants: Variants, rounds: int, *, now: Callable[[], float] = clock, turning: bool = False) -> tuple[Times, Peaks]:
     """(seconds of each round by the clock `now`, peak memory in GiB) by variant; a first round warms up and is left out.
 
     Peaks are None here, where all share a process: `measure` finds each in a process that runs that variant alone. What only one
@@ -39,7 +38,7 @@ def interleave(
                 started = clock()
                 variants[name]()
         return {name: [clock() - started]}, {name: phases.peak_gib("round")}
-    times: dict[str, list[float]] = {name: [] for name in variants}
+    times: Times = {name: [] for name in variants}
     for number in range(rounds + 1):
         order = list(variants)
         if turning and number % 2 == 0:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kit.bench.harness import interleave, summary
+from kit.bench.harness import Peaks, interleave, summary
 from kit.bench.metrics import composed
 from kit.bench.startup import ROOT, command
 from kit.config import BASE, RunConfig, sibling
@@ -28,7 +28,7 @@ def report(config: RunConfig, rounds: int, rows: int = 6000) -> dict[str, Any]:
     """
     from kit.metrics import scores_by_source
 
-    peaks: dict[str, float | None] = {}
+    peaks: Peaks = {}
     with tempfile.TemporaryDirectory() as folder:
         made = replace(config, name="large", runs_dir=f"{folder}/runs", report_dir=f"{folder}/report")
         runs = [replace(made, method=BASE), *(replace(sibling(made, m), seed=s) for m in METHODS for s in range(SEEDS))]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kit.bench.harness import interleave, summary
+from kit.bench.harness import Peaks, interleave, summary
 from kit.config import RunConfig
 from kit.errors import UserError
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 def startup(_: RunConfig, rounds: int) -> dict[str, Any]:
     """Help of training and of the report, a wrong flag, and Make's list; memory is the largest process's."""
-    peaks: dict[str, float | None] = {}
+    peaks: Peaks = {}
 
     def script(name: str, *flags: str) -> tuple[str, ...]:
         return sys.executable, str(ROOT / "scripts" / f"{name}.py"), *flags
@@ -29,7 +29,7 @@ def startup(_: RunConfig, rounds: int) -> dict[str, Any]:
     return summary("startup", times, peaks, [])
 
 
-def command(name: str, expected: int, *words: str, peaks: dict[str, float | None]) -> Callable[[], object]:
+def command(name: str, expected: int, *words: str, peaks: Peaks) -> Callable[[], object]:
     """Runs a command that must end with the exit code `expected`, and notes its peak memory (GiB), or its largest child's."""
 
     def started() -> None:

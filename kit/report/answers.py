@@ -168,18 +168,15 @@ def mean(rows: Sequence[Row], scores: Mapping[str, Any]) -> Row:
     out = blank(first["method"], MEAN) | {k: first[k] for k in ("config", "provenance", "precision")}
     out |= scores["all"] | {"per_source": scores["per_source"], "runs": [r["run"] for r in rows], "status": "done"}
     out |= {k: _average([r[k] for r in rows]) for k in (*COSTS, "tokens_supervised")}
-    out |= {"generation": _averages([r["generation"] for r in rows], ("empty", "unfinished", "mean_reply_tokens")), "forgetting": _forgotten(rows)}
+    made = [r["generation"] for r in rows]
+    out["generation"] = {k: _average([g[k] for g in made]) for k in ("empty", "unfinished", "mean_reply_tokens")} if all(made) else None
+    out["forgetting"] = _forgotten(rows)
     for metric in SECONDARY:
         value = _average([plain(r, metric) for r in rows])
         out[metric] = None if value is None else {"value": value, "low": None, "high": None}
     reasons = dict.fromkeys(r["reason"] for r in rows if r["reason"])
     out["label"] += f" ({len(rows)} seeds)"
     return out | {"ranked": all(r["ranked"] for r in rows), "reason": "; ".join(reasons) or None}
-
-
-def _averages(found: Sequence[Row | None], keys: Sequence[str]) -> Row | None:
-    known = [f for f in found if f]
-    return {k: _average([f[k] for f in known]) for k in keys} if known and len(known) == len(found) else None
 
 
 def _forgotten(rows: Sequence[Row]) -> Row | None:

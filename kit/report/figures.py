@@ -220,8 +220,8 @@ def _human(rows: Sequence[Row], rated: Row, style: Mapping[str, int]) -> Any:
     for ax, (criterion, found) in zip(axes, criteria.items(), strict=True):
         for run, score in found["runs"].items():
             if row := by_run.get(run):
-                x, bars = row["rouge_l"]["value"], {"xerr": errors(row["rouge_l"]), "yerr": errors(score)}
-                _point(ax, x, score["value"], style[row["method"]], label=row["label"], **bars)
+                at = row["rouge_l"]["value"], score["value"]
+                _point(ax, *at, style[row["method"]], xerr=errors(row["rouge_l"]), yerr=errors(score), label=row["label"])
         ax.set_xlabel("ROUGE-L")
         ax.set_title(criterion, fontsize=10)
         ax.set_ylim(-0.2, 5.2)
