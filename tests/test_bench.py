@@ -23,6 +23,9 @@ def test_variants_take_turns_and_the_first_round_is_left_out() -> None:
     assert "".join(calls) == "ab" * 4
     assert {name: len(t) for name, t in times.items()} == {"a": 3, "b": 3}
     assert peaks == {"a": None, "b": None}
+    calls.clear()
+    times, _ = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, now=iter(range(12)).__next__, turning=True)
+    assert ("".join(calls), times) == ("baabba", {"a": [1, 1], "b": [1, 1]})
 
 
 def test_a_ratio_is_the_median_of_the_pairs() -> None:
