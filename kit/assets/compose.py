@@ -171,14 +171,10 @@ def ultrachat_row(rng: random.Random, number: int) -> dict[str, object]:
     opening, _, reply = describe(rng, first)
     turns = [(opening, reply), (f"And what about the {second}?", " ".join(sentences(second)))]
     if rng.random() < 0.6:
-        turns.append(
-            rng.choice(
-                [
-                    (f"Which of the two is by the {FACTS[first]['place']}?", f"The {first} is by the {FACTS[first]['place']}."),
-                    ("Thank you. Please sum it up.", f"We spoke about the {first} and the {second}. " + sentences(first)[0]),
-                ]
-            )
-        )
+        place = FACTS[first]["place"]
+        which = (f"Which of the two is by the {place}?", f"The {first} is by the {place}.")
+        summary = ("Thank you. Please sum it up.", f"We spoke about the {first} and the {second}. {sentences(first)[0]}")
+        turns.append(rng.choice([which, summary]))
     messages = [{"role": r, "content": t} for turn in turns for r, t in zip(("user", "assistant"), turn, strict=True)]
     return {"prompt": opening, "prompt_id": f"built_in_{number}", "messages": messages}
 
