@@ -228,7 +228,7 @@ def resolve(flags: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def narrowed(values: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, int]:
+def narrowed(values: Mapping[str, Any], recipe: dict[str, Any]) -> dict[str, int]:
     """Rank and alpha for the built-in models, whose narrowest layer holds the largest rank of the recipe's methods; alpha / rank kept."""
     rank, alpha = values.get("rank", RunConfig.rank), values.get("alpha", RunConfig.alpha)
     blocks = [recipe | dict(method.settings) | recipe.get("methods", {}).get(name, {}) for name, method in METHODS.items()]
