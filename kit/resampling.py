@@ -138,7 +138,8 @@ def estimate(score: Array, spread: Array, n: int, df: int, varied: Sequence[Arra
 
     A few seeds cannot be resampled: two have only three means, with half the variance. So the mean over seeds moves by their unbiased
     variance instead, and as Student's t, which allows for how little is known of it. Variances are pooled over both methods of a
-    difference, as in Student's two-sample test; a method that ran once takes the other's. What varies by seed and example at once is in
+    difference, as in Student's two-sample test (of methods with the same seeds, the differences seed by seed stand for both, as in the paired
+    one); a method that ran once takes the other's. What varies by seed and example at once is in
     the seeds' variance already and is taken out of the examples', lest it count twice (Owen 2007, "The pigeonhole bootstrap").
     """
     rng, examples, seeds = np.random.default_rng(1), float(spread[0]), 0.0

@@ -30,10 +30,11 @@ FEW = 30
 MANY = 10_000
 z = NormalDist().inv_cdf
 METHOD_NOTE = (
-    "Intervals are 95% studentised bootstrap intervals over the test rows of each source; several seeds count too, by Student's t. "
+    "Intervals are 95% studentised bootstrap intervals over the test rows of each source; several seeds count too, by Student's t, in differences seed by seed. "
     "p is the larger of two: the level at which the interval would reach 0, and paired approximate randomisation, which exchanges each row's results between "
     "the methods at random. Better and worse are decided by p with Holm's correction, equivalence by the interval. "
-    "Intervals are those of one comparison each and are not corrected for their number."
+    "Pairs that must not be ranked are corrected apart and weigh on no other. Intervals, and with them equivalence, are those of one comparison each and are "
+    "not corrected for their number; the smallest difference that can be found, and the rows that would decide, are for the correction at its strictest."
 )
 
 
@@ -90,11 +91,14 @@ def _interval(metric: Metric, scores: Array, spread: Array, n: int, df: int) -> 
 
 
 def compare(methods: Mapping[str, Sequence[Run]], sources: Sequence[str], metrics: Mapping[str, Metric], *,
-            pairs: Sequence[tuple[str, str]] = (), untrained: Collection[str] = ()) -> list[dict[str, Any]]:  # fmt: skip
-    """Pairs of methods (all, if none are given) on every metric. One call is one family: Holm's correction covers all that it returns.
+            pairs: Sequence[tuple[str, str]] = (), apart: Collection[tuple[str, str]] = (), untrained: Collection[str] = (),
+            seeds: Mapping[str, Sequence[Any]] | None = None) -> list[dict[str, Any]]:  # fmt: skip
+    """Pairs of methods (all, if none are given) on every metric. One call is one family: Holm's correction covers all that it returns, but for
+    the pairs `apart` (those that nobody may rank), which are a family of their own and weigh on no other.
 
     `methods`: {method: its runs, one for each seed}, over the same test rows, whose sources are `sources`; `untrained` ones (the base
-    model) have no seeds to vary. Raises UserError if rows are too few or a statistic is not finite. A comparison has
+    model) have no seeds to vary. Methods whose `seeds` are the same, in the same order, are compared seed by seed: a seed gives both
+    the same initial values and order of rows. Raises UserError if rows are too few or a statistic is not finite. A comparison has
 
     - `metric`, `a`, `b`, `n` rows, their numbers of `seeds`, and what the interval and p are `over`;
     - `delta`, a minus b, its 95% interval `low`, `high`, the metric's `margin` and `detectable`, all in `unit`; `detectable` is the
@@ -125,17 +129,25 @@ def compare(methods: Mapping[str, Sequence[Run]], sources: Sequence[str], metric
             raise UserError(f"{method}: {metrics[name].title} is not finite on all test rows; it cannot be compared")
     found, count, exchanges = [], Counter(sources), exchanged(differences)
     for i, (name, a, b) in enumerate(family):
-        varied = [scores[m, name] for m in (a, b) if m not in untrained]
+        both = seeds is not None and seeds[a] == seeds[b]
+        varied = [scores[a, name] - scores[b, name]] if both else [scores[m, name] for m in (a, b) if m not in untrained]
         spread = variance({s: sums[len(tables) + i] for s, sums in drawn.items()}, count)
         score = scores[a, name].mean(axis=0) - scores[b, name].mean(axis=0)
         found.append(estimate(score, spread, len(sources), df, varied, exchanges[:, i]))
-    ps = [f.p() for f in found]
+    ps, aside = [f.p() for f in found], [(a, b) in apart for _, a, b in family]
     silent = [not (scores[a, name].any() or scores[b, name].any()) for name, a, b in family]
+    size = Counter(aside)
     return [
         {"metric": name, "a": a, "b": b, "n": len(sources), "seeds": [len(methods[a]), len(methods[b])]}
-        | _judged(metrics[name], f, (p, p_holm), n=len(sources), family=len(ps), silent=nothing)
-        for (name, a, b), f, p, p_holm, nothing in zip(family, found, ps, holm(ps), silent, strict=True)
+        | _judged(metrics[name], f, (p, p_holm), n=len(sources), family=size[group], silent=nothing)
+        for (name, a, b), f, p, p_holm, nothing, group in zip(family, found, ps, _corrected(ps, aside), silent, aside, strict=True)
     ]
+
+
+def _corrected(ps: Sequence[float], aside: Sequence[bool]) -> list[float]:
+    """Holm's correction of those aside and of the others, each by themselves."""
+    corrected = {group: iter(holm([p for p, g in zip(ps, aside, strict=True) if g == group])) for group in (False, True)}
+    return [next(corrected[group]) for group in aside]
 
 
 def _contributions(tables: Mapping[tuple[str, str, int], Array], metrics: Mapping[str, Metric], family: Sequence[tuple[str, str, str]],

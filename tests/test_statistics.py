@@ -228,6 +228,33 @@ def test_intervals_over_few_seeds_cover_the_truth(seeds: int, between: float, by
     assert covered[1] < 0.985
 
 
+@pytest.mark.usefixtures("study")
+@pytest.mark.parametrize(("seeds", "shared", "own"), [(3, 5, 1), (3, 0, 2), (2, 5, 0)])
+def test_methods_with_the_same_seeds_are_compared_seed_by_seed(seeds: int, shared: float, own: float) -> None:
+    """Standard deviations of what a seed does to both methods alike, and to each by itself."""
+    rng, trials = np.random.default_rng(seeds), 400
+    rows, both = rng.normal(50, 20, (trials, N)), rng.normal(0, shared, (seeds, trials, 1))
+    a, b = ([named([column(row) for row in rows + seed + rng.normal(0, own, (trials, 1)) + rng.normal(0, 5, rows.shape)]) for seed in both] for _ in "ab")
+    metrics = dict.fromkeys(a[0], MEAN)
+    paired, unpaired = (compare({"a": a, "b": b}, [""] * N, metrics, seeds=s) for s in ({m: range(seeds) for m in "ab"}, None))
+    covered = np.mean([made["low"] <= 0 <= made["high"] for made in paired])
+    assert 0.95 - error(0.95, trials) < covered
+    width, wide = (np.median([made["high"] - made["low"] for made in found]) for found in (paired, unpaired))
+    assert (width < wide / 2) == (shared > 0)
+
+
+def test_pairs_that_nobody_may_rank_weigh_on_no_other() -> None:
+    rng = np.random.default_rng(16)
+    runs = {m: [{"x": column(rng.normal(shift, 1, 50))}] for m, shift in (("a", 0), ("b", 0.3), ("c", 9))}
+    metrics = {"x": OPEN}
+    alone = compare(runs, [""] * 50, metrics, pairs=[("a", "b")])
+    assert [c for c in compare(runs, [""] * 50, metrics, apart={("a", "c"), ("b", "c")}) if "c" not in (c["a"], c["b"])] == alone
+    assert compare(runs, [""] * 50, metrics)[0]["p_holm"] == alone[0]["p_holm"]  # the last one to be decided
+    assert compare(runs, [""] * 50, metrics)[0]["detectable"] > alone[0]["detectable"]
+    noise = {"d": [{"x": column(rng.normal(0, 1, 50))}]}
+    assert compare(runs | noise, [""] * 50, metrics)[0]["p_holm"] > alone[0]["p_holm"]
+
+
 def test_a_single_run_borrows_the_variance_of_seeds_unless_it_has_none() -> None:
     rng = np.random.default_rng(6)
     shared = rng.normal(50, 10, N)

@@ -76,6 +76,16 @@ def test_what_differs_beyond_the_method_is_named(tiny: Make, flags: tuple[str, .
     assert ledger(gather(tiny().run_dir.parent)) == [("QLoRA", "LoRA", [reason])]
 
 
+def test_a_pair_that_must_not_be_ranked_decides_no_other(tiny: Make) -> None:
+    finished(tiny("--method", "qlora"), replies(0.5, 1))
+    finished(tiny("--method", "lora"), replies(0.3, 2))
+    alone = said(tiny)
+    finished(tiny("--method", "dora", "--epochs", "3"), replies(0.9, 3))
+    together = said(tiny)
+    assert together["qlora", "dora", "rouge_l"]["confounded"]
+    assert all(together[pair] == v for pair, v in alone.items())
+
+
 def test_where_a_run_was_evaluated_counts_as_where_it_was_trained_does(tiny: Make) -> None:
     finished(tiny("--method", "qlora"), replies(0.9, 1))
     folder = finished(tiny("--method", "lora"), replies(0.2, 2))

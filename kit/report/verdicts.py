@@ -46,7 +46,8 @@ def verdicts(results: Results) -> tuple[list[Verdict], list[str]]:
     statistics = {m: [a.of(ids) for a in found] for m, found in answers.items()}
     reasons = {pair: confounded(groups[pair[0]], groups[pair[1]]) for pair in combinations(groups, 2)}
     try:
-        found = compare(statistics, sources(next(iter(answers.values()))[0], ids), metrics, untrained=[BASE])
+        found = compare(statistics, sources(next(iter(answers.values()))[0], ids), metrics, untrained=[BASE],
+                        apart={pair for pair, why in reasons.items() if why}, seeds={m: [r["seed"] for r in found] for m, found in groups.items()})  # fmt: skip
     except UserError as error:
         return [], [*notes, f"no verdicts: {error}"]
     return [v | {"confounded": reasons[v["a"], v["b"]]} for v in found], notes
