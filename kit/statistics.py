@@ -30,7 +30,8 @@ FEW = 30
 MANY = 10_000
 z = NormalDist().inv_cdf
 METHOD_NOTE = (
-    "Intervals are 95% studentised bootstrap intervals over the test rows of each source; several seeds count too, by Student's t, in differences seed by seed. "
+    "Intervals are 95% studentised bootstrap intervals over the test rows of each source; several seeds count too, by Student's t, in differences "
+    "seed by seed. "
     "p is the larger of two: the level at which the interval would reach 0, and paired approximate randomisation, which exchanges each row's results between "
     "the methods at random. Better and worse are decided by p with Holm's correction, equivalence by the interval. "
     "Pairs that must not be ranked are corrected apart and weigh on no other. Intervals, and with them equivalence, are those of one comparison each and are "
@@ -109,7 +110,7 @@ def compare(methods: Mapping[str, Sequence[Run]], sources: Sequence[str], metric
       score's to first order); simulated, at most 5% but for chance, whatever the rows, and 6% for 50 whose differences have mean 0 and skewness 6;
     - `p_holm`, which decides, also where the interval leaves out 0;
     - `verdict`: `equivalent` if the interval lies within the margin (stricter than two one-sided tests at 5%, which take the 90%
-      interval; never where both scores are 0, which is no measurement, nor where fewer than FEW rows do not vary), else
+      interval; never where both scores are 0, or within the margin of it, which is no measurement, nor where fewer than FEW rows do not vary), else
       `better` or `worse` for a (`different` on a metric without a better side) if p_holm < 0.05, else `cannot tell`;
     - `needed`: the examples that would decide an open verdict; None if it is decided, or if not even MANY times as many would do.
     """
@@ -135,13 +136,19 @@ def compare(methods: Mapping[str, Sequence[Run]], sources: Sequence[str], metric
         score = scores[a, name].mean(axis=0) - scores[b, name].mean(axis=0)
         found.append(estimate(score, spread, len(sources), df, varied, exchanges[:, i]))
     ps, aside = [f.p() for f in found], [(a, b) in apart for _, a, b in family]
-    silent = [not (scores[a, name].any() or scores[b, name].any()) for name, a, b in family]
+    silent = [_silent(metrics[name], scores[a, name], scores[b, name]) for name, a, b in family]
     size = Counter(aside)
     return [
         {"metric": name, "a": a, "b": b, "n": len(sources), "seeds": [len(methods[a]), len(methods[b])]}
         | _judged(metrics[name], f, (p, p_holm), n=len(sources), family=size[group], silent=nothing)
         for (name, a, b), f, p, p_holm, nothing, group in zip(family, found, ps, _corrected(ps, aside), silent, aside, strict=True)
     ]
+
+
+def _silent(metric: Metric, *scores: Array) -> bool:
+    """Whether nothing was measured: scores of 0, or so near the floor that no difference between them could leave the margin."""
+    floor = (metric.margin or 0.0) if metric.higher_is_better else 0.0
+    return all(float(np.abs(s).max()) <= floor for s in scores)
 
 
 def _corrected(ps: Sequence[float], aside: Sequence[bool]) -> list[float]:

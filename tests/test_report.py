@@ -163,7 +163,7 @@ def test_seeds_get_a_mean_row_over_seeds_and_examples(tiny: Make) -> None:
     assert mean["exact_match"] == {"value": pytest.approx(37.5), "low": None, "high": None}
     assert mean["train_wall_s"] == 65
     assert (mean["generation"]["unfinished"], mean["generation"]["mean_reply_tokens"]) == (0, 3)
-    assert "On general text that was not tuned on (general), perplexity went from 20.00 to 23.92 with LoRA (2 seeds)." in build(tiny())[2]
+    assert "On general text (general) perplexity went from 20.00 to 23.92 with LoRA (2 seeds)." in build(tiny())[2]
     summary = write.summary(write.inputs(tiny()))
     assert [r["seed"] for r in summary["rows"]] == ["mean", 0, 1, 0]
 
@@ -286,7 +286,7 @@ def test_what_an_evaluation_adds_is_shown(tiny: Make) -> None:
     (made_run(tiny("--method", "dora"), ["b"] * 4) / "samples.json").write_text("[")
     text, notes = build(tiny())[2], build(tiny())[1]
     for shown in ("| LoRA | 20.00 \\[19.00, 21.00\\] | 25.00 \\[24.00, 26.00\\] | 0.31 \\[0.30, 0.32\\] |", "| LoRA | 2 |", "| LoRA | 0.500 |",
-                  "Explain rain.", "the first 10 rows of each task", "perplexity went from 20.00 to 25.00 with LoRA"):  # fmt: skip
+                  "Explain rain.", "the first 10 rows of each task", "(general) perplexity went from 20.00 to 25.00 with LoRA"):  # fmt: skip
         assert shown in text, shown
     assert len(notes) == 2
     assert "samples.json is left out" in notes[0]

@@ -269,7 +269,7 @@ def test_a_single_run_borrows_the_variance_of_seeds_unless_it_has_none() -> None
     assert compare({"a": single, "b": runs[:1]}, [""] * N, {"x": MEAN})[0]["over"] == "examples"
 
 
-@pytest.mark.parametrize("metric", [BLEU, MEAN, PERPLEXITY])
+@pytest.mark.parametrize("metric", [BLEU, replace(MEAN, margin=0.1), PERPLEXITY])
 def test_identical_systems_are_equivalent(metric: Metric) -> None:
     rng = np.random.default_rng(7)
     table = bleu_like(rng, *difficulties(rng, N))
@@ -341,6 +341,13 @@ def test_nothing_measured_is_nothing_shown() -> None:
     for n, value, verdict in ((100, 0.0, "cannot tell"), (2, 50.0, "cannot tell"), (100, 50.0, "equivalent")):
         runs = {m: [{"x": column(np.full(n, value))}] for m in "ab"}
         assert compare(runs, [""] * n, metrics)[0]["verdict"] == verdict
+
+
+@pytest.mark.parametrize(("metric", "verdict"), [(MEAN, "cannot tell"), (replace(MEAN, margin=0.05), "equivalent"), (PERPLEXITY, "equivalent")])
+def test_scores_within_the_margin_of_0_are_no_measurement(metric: Metric, verdict: str) -> None:
+    """Of 0.1 and 0.1 points nobody says that the difference does not matter; a perplexity near 1 has been measured."""
+    values = np.abs(np.random.default_rng(17).normal(0.1, 0.01, N)) / (100 if metric is PERPLEXITY else 1)
+    assert one(column(values), column(values + 1e-6), metric)["verdict"] == verdict
 
 
 def test_examples_do_make_up_for_what_varies_by_seed_and_row() -> None:

@@ -42,7 +42,7 @@ def test_two_methods_are_answered_in_a_sentence() -> None:
     text = headline(rows, say(("qlora", "lora", "?+=")))
     assert text == (
         "On this data QLoRA is better than LoRA on ROUGE-L, +2.0 [1.0, 3.0]; perplexity: no difference that matters; BLEU-4: cannot tell; "
-        "it needs 38% less memory and 25% more training time."
+        "it needs, measured once, 38% less memory and 25% more training time."
     )
 
 
@@ -125,7 +125,7 @@ def test_costs_decide_only_where_scores_do_not() -> None:
         "The scores do not decide between QLoRA and LoRA: none is shown to be ahead of another, which does not make them equal. "
         "Choose by what is short: QLoRA needs the least memory (2.00 GiB) and LoRA needs the least training time (50 s)."
     )
-    assert advice[1] == "Whether QLoRA is better than not tuning at all is not known: the base model was not compared with it."
+    assert advice[1] == "Whether QLoRA and LoRA are better than not tuning at all is not known: the base model was not compared with them."
     open_ones = recommendation([row("qlora"), row("lora")], say(("qlora", "lora", "==?")))
     assert "What they need does not decide either." in open_ones[0]
     cheap = [row("qlora", peak_memory_gib=2.0), row("lora")]
@@ -144,13 +144,50 @@ def test_what_the_base_model_is_ahead_of_is_not_recommended() -> None:
     )
     same = recommendation(rows, say(("base", "qlora", "==="), ("base", "lora", "==="), ("qlora", "lora", "===")))
     assert same[0].endswith("QLoRA needs the least memory (2.00 GiB), if that is what counts.")
-    assert same[1] == "QLoRA does not differ by what matters from the base model on any metric."
+    assert same[1] == "QLoRA and LoRA do not differ by what matters from the base model on any metric."
     all_behind = say(
         ("base", "qlora", "+++"), ("base", "lora", "+++"), ("base", "dora", "+++"), *((a, b, "?+?") for a, b in combinations(("qlora", "lora", "dora"), 2))
     )
     text = headline([*rows, row("dora")], all_behind)
     assert "the base model is better than every ranked method" in text
     assert "ahead of QLoRA" not in text
+
+
+def test_a_gain_and_a_loss_against_the_base_model_are_both_said() -> None:
+    rows = [row("base"), row("lora"), row("dora")]
+    found = say(("dora", "base", "?-+"), ("lora", "base", "??+"), ("lora", "dora", "-??"))
+    assert headline(rows, found).endswith(" The base model is better than DoRA on ROUGE-L.")
+    assert recommendation(rows, found) == [
+        "DoRA is not behind any other method, but better than the base model on perplexity and worse on ROUGE-L: whether tuning is worth it depends on which "
+        "counts.",
+        "Against the base model DoRA is better on perplexity, and worse on ROUGE-L.",
+    ]
+
+
+def test_what_the_recommended_method_costs_elsewhere_is_said() -> None:
+    def forgetting(after: float) -> Row:
+        return {"text": "general", "perplexity": {"value": after}, "perplexity_before": {"value": 2.0}}
+
+    rows = [row("base"), row("lora", forgetting=forgetting(2.5)), row("full", forgetting=forgetting(11.0))]
+    found = say(("lora", "base", "+++"), ("full", "base", "+++"), ("full", "lora", "+++"))
+    assert "Elsewhere it costs more: on general text, where the base model's perplexity is 2.00, it is 11.00 with full, and 2.50 with LoRA." in (
+        recommendation(rows, found)
+    )
+    assert "Elsewhere" not in " ".join(recommendation(rows, say(("lora", "base", "+++"), ("full", "base", "+++"), ("lora", "full", "+++"))))
+
+
+def test_a_metric_that_is_0_for_all_measures_nothing() -> None:
+    rows = [row("base", bleu4={"value": 0.0}), row("lora", bleu4={"value": 0.0})]
+    assert results(rows, say(("lora", "base", "??+")))[0].startswith("BLEU-4. 0 for every run: it measures nothing here. ")
+    rows[1] = row("lora", bleu4={"value": 0.1})
+    assert "measures nothing" not in results(rows, say(("lora", "base", "??+")))[0]
+
+
+def test_alone_and_not_compared_it_says_nothing_of_worth() -> None:
+    assert recommendation([row("lora")], []) == [
+        "LoRA is the only method that can be ranked.",
+        "Whether LoRA is better than not tuning at all is not known: the base model was not compared with it.",
+    ]
 
 
 def test_every_metric_is_spoken_of_whatever_its_verdicts() -> None:
@@ -213,7 +250,7 @@ def test_the_discussion_says_what_limits_the_results() -> None:
     for part in ("with these 100 test rows a difference has to be 3.0 points on BLEU-4 and 3.0 points on ROUGE-L", "look, 400 rows would decide 2 of the 2",
                  "ran with one seed only",
                  "LoRA writes 1.50 times as much as the references", "LoRA, 30 of 100",
-                 "(general), perplexity went from 20.00 to 25.00 with LoRA", "for the reasons in the notes: full"):  # fmt: skip
+                 "On general text (general) perplexity went from 20.00 to 25.00 with LoRA", "for the reasons in the notes: full"):  # fmt: skip
         assert part in text, part
     assert discussion([row("lora", seed="mean"), row("dora", seed="mean")], say(("lora", "dora", "+++"))) == []
 

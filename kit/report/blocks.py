@@ -12,7 +12,7 @@ from typing import Any
 
 from kit.console import printable
 
-BEST = "★ shown to be better than every method that it can fairly be compared with"
+BEST = "★ shown to be better than all that it can fairly be compared with, the base model included"
 
 
 @dataclass(frozen=True)

@@ -52,3 +52,12 @@ def cheapest(rows: Sequence[Row], methods: Sequence[str], key: str) -> Row | Non
     """The row that needs the least, if that is known of all and it is clearly less than the others: a cost is measured once, without an interval."""
     known = sorted((r for r in contenders(rows) if r["method"] in methods and r[key] is not None), key=lambda r: r[key])
     return known[0] if len(known) == len(methods) and (len(known) == 1 or known[0][key] < CLEARLY * known[1][key]) else None
+
+
+def forgotten(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """{text: tuned runs with perplexities on it before and after}; runs may have been measured on different texts."""
+    out: dict[str, list[Row]] = {}
+    for r in rows:
+        if r["method"] != BASE and (f := r["forgetting"]) and f.get("perplexity_before"):
+            out.setdefault(f["text"], []).append(r)
+    return out

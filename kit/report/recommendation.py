@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import permutations
-from typing import Any
 
 from kit.config import BASE
-from kit.report.ranking import COST, ahead, cheapest, contenders, fairly_with, families, front
+from kit.report.ranking import CLEARLY, COST, ahead, cheapest, contenders, fairly_with, families, forgotten, front
 from kit.report.rows import COLUMNS, SCORES, Row, number
 from kit.report.verdicts import Said, Verdict, beats, both_ways
 from kit.report.words import BUILT_IN, built_in, called, change, name, names, sentence
@@ -21,9 +20,12 @@ def recommendation(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
         return ["There is no recommendation, because no tuned method can be ranked."]
     if len(tuned) == 1:
         if ahead(said, BASE, tuned[0]):
-            return [sentence(f"{name(tuned[0])} is not worth using. {_against_base(said, tuned[0])}"), *last]
-        only = f"{name(tuned[0])} is the only method that can be ranked: this says whether it is worth using, and not whether another would be better."
-        return [sentence(only), sentence(_against_base(said, tuned[0])), *last]
+            return [" ".join([sentence(f"{name(tuned[0])} is not worth using."), *_against_base(said, tuned)]), *last]
+        against = said.get((tuned[0], BASE, SCORES[0]))
+        only = f"{name(tuned[0])} is the only method that can be ranked"
+        if against and not against["confounded"]:
+            only += ": this says whether it is worth using, and not whether another would be better"
+        return [sentence(f"{only}."), *_against_base(said, tuned), *last]
     fair = families(said, tuned)
     if all(ahead(said, BASE, m) for m in tuned):
         return ["Use none of them: the base model, which was not tuned, is ahead of each (better on a metric, worse on none).", *last]
@@ -55,7 +57,7 @@ def _within(rows: Sequence[Row], said: Said, family: Sequence[str], *, alone: bo
         between = "them" if set(worth) == set(family) and not alone else names([name(m) for m in worth])
         text = f"the scores do not decide between {between}: none is shown to be ahead of another, which does not make them equal. "
         text += _by_cost(rows, worth, decides=False)
-    return [sentence(among + text), *_price(rows, said, family, worth), *(sentence(_against_base(said, m)) for m in first)]
+    return [sentence(among + text), *_price(rows, said, family, worth), *_forgets(rows, family, worth), *_against_base(said, first)]
 
 
 def _gains(said: Said, methods: Sequence[str]) -> bool:
@@ -65,6 +67,10 @@ def _gains(said: Said, methods: Sequence[str]) -> bool:
 
 def _alone_in_front(said: Said, method: str, first: Sequence[str]) -> str:
     if not _gains(said, [method]):
+        if up := [m for m in SCORES if beats(said, method, BASE, m)]:
+            down = [m for m in SCORES if beats(said, BASE, method, m)]
+            return (f"{name(method)} is not behind any other method, but better than the base model on {called(up)} and worse on {called(down)}: "
+                    "whether tuning is worth it depends on which counts.")  # fmt: skip
         return f"{name(method)} is not behind any other method, but no gain over the base model is shown: nothing here says that tuning is worth it."
     if len(first) > 1:
         return f"use {name(method)}: the base model is ahead of {names([name(m) for m in first if m != method])}."
@@ -100,16 +106,38 @@ def _price(rows: Sequence[Row], said: Said, tuned: Sequence[str], front: Sequenc
     return [f"{needs}, at the price of {names(lost)} against {name(better)}."]
 
 
-def _against_base(said: Said, method: str) -> str:
-    found: list[Any] = [said.get((method, BASE, m)) for m in SCORES]
-    if None in found:
-        return f"Whether {name(method)} is better than not tuning at all is not known: the base model was not compared with it."
-    if found[0]["confounded"]:
-        return f"Whether {name(method)} is better than not tuning at all cannot be said: {'; '.join(found[0]['confounded'])}."
-    up = [v["metric"] for v in found if v["verdict"] == "better"]
-    down = [v["metric"] for v in found if v["verdict"] == "worse"]
-    if not up and not down:
-        same = all(v["verdict"] == "equivalent" for v in found)
-        return f"{name(method)} {'does not differ by what matters' if same else 'is not shown to differ'} from the base model on any metric."
-    parts = [f"{word} on {called(those)}" for word, those in (("better", up), ("worse", down)) if those]
-    return f"Against the base model {name(method)} is {', and '.join(parts)}."
+def _forgets(rows: Sequence[Row], tuned: Sequence[str], front: Sequence[str]) -> list[str]:
+    """What methods in front cost elsewhere, where another one clearly costs less."""
+    out = []
+    for found in forgotten([r for r in contenders(rows) if r["method"] in tuned]).values():
+        after = {r["method"]: p for r in found if (p := r["forgetting"]["perplexity"]["value"]) is not None}
+        least = min(after, key=lambda m: after[m], default=None)
+        if least and (worse := [m for m in front if m in after and after[least] < CLEARLY * after[m]]):
+            before = number(found[0]["forgetting"]["perplexity_before"]["value"], 2)
+            out.append(f"Elsewhere {'it costs' if worse == front else 'they cost'} more: on general text, where the base model's perplexity is {before}, it is "
+                       f"{names([f'{number(after[m], 2)} with {name(m)}' for m in worse])}, and {number(after[least], 2)} with {name(least)}.")  # fmt: skip
+    return out
+
+
+def _against_base(said: Said, methods: Sequence[str]) -> list[str]:
+    """A sentence for all methods of which the same can be said."""
+    same: dict[tuple[str, ...], list[str]] = {}
+    for m in methods:
+        found = [said.get((m, BASE, metric)) for metric in SCORES]
+        verdicts = tuple(v["verdict"] if v else "unknown" for v in found)
+        same.setdefault((*verdicts, *(found[0]["confounded"] if found[0] else ())), []).append(m)
+    return [sentence(_standing(verdicts[: len(SCORES)], verdicts[len(SCORES) :], those)) for verdicts, those in same.items()]
+
+
+def _standing(verdicts: Sequence[str], reasons: Sequence[str], methods: Sequence[str]) -> str:
+    """How methods stand against the base model: one verdict a metric, and the reasons why they must not be ranked."""
+    who, (verb, does) = names([name(m) for m in methods]), ("is", "does") if len(methods) == 1 else ("are", "do")
+    if "unknown" in verdicts:
+        return f"Whether {who} {verb} better than not tuning at all is not known: the base model was not compared with {'it' if verb == 'is' else 'them'}."
+    if reasons:
+        return f"Whether {who} {verb} better than not tuning at all cannot be said: {'; '.join(reasons)}."
+    words = {word: called([m for m, v in zip(SCORES, verdicts, strict=True) if v == word]) for word in ("better", "worse") if word in verdicts}
+    if words:
+        return f"Against the base model {who} {verb} {', and '.join(f'{word} on {metrics}' for word, metrics in words.items())}."
+    same = set(verdicts) == {"equivalent"}
+    return f"{who} {f'{does} not differ by what matters' if same else f'{verb} not shown to differ'} from the base model on any metric."

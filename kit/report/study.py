@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from kit.config import BASE
 from kit.methods import METHODS
 from kit.metrics import METRICS
-from kit.report.ranking import CLEARLY, COST, ahead, cheapest, contenders, fairly_with, families, front
-from kit.report.rows import COLUMNS, SCORES, Row, number, plain
+from kit.report.ranking import CLEARLY, COST, ahead, cheapest, contenders, fairly_with, families, forgotten, front
+from kit.report.rows import COLUMNS, MEAN, SCORES, Row, number, plain
 from kit.report.verdicts import Said, Verdict, beats, best, both_ways
 from kit.report.words import BUILT_IN, built_in, called, change, name, names, on, sentence
 
@@ -34,9 +34,20 @@ def headline(rows: Sequence[Row], found: Sequence[Verdict]) -> str:
         text = pair(rows, said, tuned[0], tuned[1] if len(tuned) > 1 else BASE)
     else:
         text = _field(rows, said, tuned)
-    if tuned and len(tuned) > 1 and all(ahead(said, BASE, m) for m in tuned):
-        text += " None is worth using here: the base model is ahead of each."
+    if len(tuned) > 1:
+        text += _lost(said, tuned)
     return sentence(f"{text} {BUILT_IN}" if built_in(rows) else text)
+
+
+def _lost(said: Said, tuned: Sequence[str]) -> str:
+    """What the base model is better at, since tuning is then not simply worth it."""
+    if all(ahead(said, BASE, m) for m in tuned):
+        return " None is worth using here: the base model is ahead of each."
+    worse: dict[tuple[str, ...], list[str]] = {}
+    for m in tuned:
+        if on_these := tuple(k for k in SCORES if beats(said, BASE, m, k)):
+            worse.setdefault(on_these, []).append(name(m))
+    return f" The base model is better than {'; than '.join(f'{names(those)} on {called(k)}' for k, those in worse.items())}." if worse else ""
 
 
 def pair(rows: Sequence[Row], said: Said, a: str, b: str) -> str:
@@ -58,7 +69,12 @@ def pair(rows: Sequence[Row], said: Said, a: str, b: str) -> str:
         if those := [v for v in found if v["verdict"] == verdict]:
             text += f"; {called([v['metric'] for v in those])}: {words}"
     costs = relative_costs(rows, a, b)
-    return f"{text}; {'it' if parts else name(a)} needs {names(costs)}." if costs else f"{text}."
+    return f"{text}; {'it' if parts else name(a)} needs, {_measured(rows, a, b)}, {names(costs)}." if costs else f"{text}."
+
+
+def _measured(rows: Sequence[Row], a: str, b: str) -> str:
+    """How often costs were measured: they carry no interval."""
+    return "measured once" if any(r["seed"] != MEAN for r in rows if r["method"] in (a, b)) else "on average over its seeds"
 
 
 def relative_costs(rows: Sequence[Row], a: str, b: str) -> list[str]:
@@ -106,7 +122,8 @@ def results(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
     """A sentence or two for each metric: against the base model, then between methods."""
     said, tuned, out = both_ways(found), [r["method"] for r in contenders(rows)], []
     for metric in SCORES:
-        parts = _all_against_base(said, tuned, metric)
+        parts = ["0 for every run: it measures nothing here"] if _at_floor(rows, metric) else []
+        parts += _all_against_base(said, tuned, metric)
         fair = [v for (a, b, m), v in said.items() if m == metric and not v["confounded"] and a in tuned and b in tuned and tuned.index(a) < tuned.index(b)]
         if len(tuned) > MANY:  # the matrix and the table of verdicts tell pair by pair
             parts += [_leader(rows, said, metric)] if fair else []
@@ -119,6 +136,11 @@ def results(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
         if parts:
             out.append(f"{sentence(COLUMNS[metric].title)}. " + ". ".join(map(sentence, parts)) + ".")
     return out or ["No two runs can be compared yet." if not found else "No two runs can fairly be compared (see Fairness)."]
+
+
+def _at_floor(rows: Sequence[Row], metric: str) -> bool:
+    found = [plain(r, metric) for r in rows if r["status"] == "done" and r[metric]]
+    return bool(found) and not any(found)
 
 
 def _all_against_base(said: Said, tuned: Sequence[str], metric: str) -> list[str]:
@@ -154,20 +176,11 @@ def discussion(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
     if cut := [f"{r['label']}, {n:,.0f} of {of:,}" for r, n, of in made if n > UNFINISHED * of]:
         out.append(f"Replies that reached the longest allowed length and were cut: {'; '.join(cut)}.")
     for text, forgot in forgotten(rows).items():
-        before = number(forgot[0][1]["perplexity_before"]["value"], 2)
-        out.append(f"On general text that was not tuned on ({text}), perplexity went from {before} to "
-                   + names([f"{number(f['perplexity']['value'], 2)} with {label}" for label, f in forgot]) + ".")  # fmt: skip
+        before = number(forgot[0]["forgetting"]["perplexity_before"]["value"], 2)
+        out.append(f"On general text ({text}) perplexity went from {before} to "
+                   + names([f"{number(r['forgetting']['perplexity']['value'], 2)} with {r['label']}" for r in forgot]) + ".")  # fmt: skip
     missing = [r["label"] for r in rows if r["status"] != "done"]
     return [sentence(text) for text in out] + ([f"Not among the results, for the reasons in the notes: {names(missing)}."] if missing else [])
-
-
-def forgotten(rows: Sequence[Row]) -> dict[str, list[tuple[str, Row]]]:
-    """{text: (label, what was found)} of the tuned runs that have it before and after; runs may have been measured on different texts."""
-    out: dict[str, list[tuple[str, Row]]] = {}
-    for r in rows:
-        if r["method"] != BASE and (f := r["forgetting"]) and f.get("perplexity_before"):
-            out.setdefault(f["text"], []).append((r["label"], f))
-    return out
 
 
 def _power(found: Sequence[Verdict]) -> list[str]:

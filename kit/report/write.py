@@ -115,12 +115,13 @@ def warnings(results: Results) -> list[str]:
     flagged = max((x["flagged"] / r["bleu4"]["n"] for r in rows if (x := r["leaks"]) and (r["bleu4"] or {}).get("n")), default=0)
     if flagged > RESEMBLING:
         notes.append(f"{flagged:.0%} of the test rows resemble training rows: all scores and verdicts count them; Length and leaks has the scores without them")
+    done = [r for r in rows if r["status"] == "done"]
     if len({r["provenance"]["data"] for r in rows if r["provenance"]}) > 1:
         notes.append("the runs were made on different data; their scores cannot be compared")
-    if len(by := sorted({r["score_tokens"] for r in rows if r["status"] == "done"})) > 1:
+    if len(by := sorted({r["score_tokens"] for r in done})) > 1:
         notes.append(f"BLEU-4 and ROUGE-L of these runs count different tokens ({', '.join(by)}) and cannot be compared; scripts/eval.py RUN --score-tokens "
                      f"{by[0]} scores a run anew")  # fmt: skip
-    if not any(r["method"] == BASE and r["status"] == "done" for r in rows):
+    if not any(r["method"] == BASE for r in done):
         notes.append("the base model was not evaluated; there is no before to compare with")
     return notes
 
