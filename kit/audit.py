@@ -133,14 +133,19 @@ def groups(signatures: Signatures, prompts: Sequence[bytes]) -> npt.NDArray[np.i
 
 
 def leaks(splits: dict[str, list[dict[str, Any]]], examples: int = 3) -> dict[str, Any]:
-    """What remains between test and the other splits: test rows whose prompt, or whose first question, is there too (with other turns)."""
-    others = [row for split, rows in splits.items() if split != "test" for row in rows]
+    """What remains between test and training: test rows whose prompt, or whose first question, is there too (with other turns).
+
+    `train_rows` counts from 0 the first training row that has it, since a run may train on the first rows alone.
+    """
     found: dict[str, Any] = {}
     keys: dict[str, Callable[[dict[str, Any]], Any]] = {"same_prompt": prompt_hash, "same_opening": lambda row: row["messages"][0]["content"].lower()}
     for name, key in keys.items():
-        seen = {key(row): row["id"] for row in others}
-        pairs = [[row["id"], seen[k]] for row in splits["test"] if (k := key(row)) in seen]
-        found[name] = {"test_rows": len(pairs), "test_ids": [a for a, _ in pairs], "examples": pairs[:examples]}
+        seen: dict[Any, int] = {}
+        for i, row in enumerate(splits["train"]):
+            seen.setdefault(key(row), i)
+        pairs = [(row["id"], seen[k]) for row in splits["test"] if (k := key(row)) in seen]
+        found[name] = {"test_rows": len(pairs), "test_ids": [test for test, _ in pairs], "train_rows": [i for _, i in pairs],
+                       "examples": [[test, splits["train"][i]["id"]] for test, i in pairs[:examples]]}  # fmt: skip
     return found
 
 

@@ -85,7 +85,7 @@ def _answered(config: RunConfig, model: Any, renderer: Renderer, rows: list[Row]
     with phases("samples"):
         write_json(config.run_dir / "samples.json", {"schema": runs.SCHEMA, "samples": samples(config, model, renderer)})
     ordered = [done[row["id"]] for row in rows]
-    return scoring.summary(ordered, dataset.prepare(config), config.score_tokens) | {
+    return scoring.summary(ordered, dataset.prepare(config), config.score_tokens, config.limit_train) | {
         "predictions_sha256": sha256(predictions), "generation": generation_record(ordered, phases), "phases": phases.record, "gates": gates.record(checks),
     }  # fmt: skip
 

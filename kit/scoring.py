@@ -69,13 +69,23 @@ def _foreign(made: Row, wanted: Row | None) -> str | None:
     return f"its {' and '.join(differing)} differ{'s' if len(differing) == 1 else ''} from test row {made['id']}" if differing else None
 
 
-def summary(rows: Sequence[Row], manifest: Mapping[str, Any], tokens: str = RunConfig.score_tokens) -> dict[str, Any]:
-    """All of eval.json that follows from the predictions: scores for all rows and for each source, and without the rows flagged as leaks."""
-    flagged = {i for found in manifest["leaks"].values() for i in found["test_ids"]}
-    clean = [row for row in rows if row["id"] not in flagged]
-    n = len(rows) - len(clean)
-    without = scores(clean, tokens) if n and len(clean) > 1 else None
-    return {"schema": runs.SCHEMA, "score_tokens": tokens} | scores_by_source(rows, tokens) | {"leaks": {"flagged": n, "without": without}}
+def summary(rows: Sequence[Row], manifest: Mapping[str, Any], tokens: str = RunConfig.score_tokens, trained_on: int | None = None) -> dict[str, Any]:
+    """All of eval.json that follows from the predictions: scores for all rows and for each source, and without the rows flagged as leaks.
+
+    `trained_on`: the number of training rows that were used, the first ones, if that is not all.
+    """
+    flagged = leaked(manifest, trained_on)
+    clean, ids = [row for row in rows if row["id"] not in flagged], [row["id"] for row in rows if row["id"] in flagged]
+    without = scores(clean, tokens) if ids and len(clean) > 1 else None
+    return {"schema": runs.SCHEMA, "score_tokens": tokens} | scores_by_source(rows, tokens) | {"leaks": {"flagged": len(ids), "ids": ids, "without": without}}
+
+
+def leaked(manifest: Mapping[str, Any], trained_on: int | None) -> set[str]:
+    """The test rows that resemble training rows which were used."""
+    known = manifest["leaks"].values()
+    if trained_on is None:
+        return {test for found in known for test in found["test_ids"]}
+    return {test for found in known for test, row in zip(found["test_ids"], found["train_rows"], strict=True) if row < trained_on}
 
 
 def to_score_by(config: RunConfig, record: Mapping[str, Any]) -> str:
@@ -134,7 +144,7 @@ def rescored(config: RunConfig, manifest: Mapping[str, Any]) -> dict[str, Any]:
     found = sha256(predictions)
     if record.get("predictions_sha256", found) != found:
         say(f"{predictions} is not the file that was scored before: SHA-256 {record['predictions_sha256'][:12]} then, {found[:12]} now")
-    record |= summary(rows, manifest, to_score_by(config, record)) | {"predictions_sha256": found}
+    record |= summary(rows, manifest, to_score_by(config, record), config.limit_train) | {"predictions_sha256": found}
     record["generation"] = record.get("generation", {}) | reply_counts(rows)
     write_json(result, record)
     card.refresh(config)

@@ -193,6 +193,7 @@ def test_what_remains_is_in_the_manifest(tiny: Make, tmp_path: Path) -> None:
     left = dataset.prepare(tiny("--source", f"talk={tmp_path / 't.jsonl'}", "--train-per-source", "10", "--test-per-source", "10"))["leaks"]
     assert (left["same_prompt"]["test_rows"], left["same_opening"]["test_rows"]) == (0, 10)
     assert len(left["same_opening"]["examples"]) == 3
+    assert left["same_opening"]["train_rows"] == [0] * 10
 
 
 def test_statistics_describe_every_split(tiny: Make) -> None:

@@ -86,6 +86,22 @@ def test_a_pair_that_must_not_be_ranked_decides_no_other(tiny: Make) -> None:
     assert all(together[pair] == v for pair, v in alone.items())
 
 
+def test_what_only_leaks_show_is_told(tiny: Make) -> None:
+    """QLoRA knows the 40 rows that resemble training rows, and no others."""
+    leaks = {"flagged": 40, "ids": [f"alpaca-{i:03d}" for i in range(40)], "without": None}
+    for method, known in (("qlora", 1.0), ("lora", 0.1)):
+        folder = finished(tiny("--method", method), [*replies(known, 1, 40), *replies(0.5, 2, 40)])
+        write_json(folder / "eval.json", read_json(folder / "eval.json") | {"leaks": leaks})
+    found = said(tiny)["qlora", "lora", "rouge_l"]
+    assert (found["verdict"], found["clean"]["verdict"], found["clean"]["n"], found["clean"]["delta"]) == ("better", "equivalent", 40, 0.0)
+    assert both_ways([found])["lora", "qlora", "rouge_l"]["clean"]["verdict"] == "equivalent"
+    given = write.inputs(tiny())
+    assert given.notes[0].endswith("Length and leaks has the scores without them, and 0 of the 2 differences stand without them")
+    text = markdown.render("", document(given))
+    assert "On the 40 test rows that resemble no training row, 2 of the 2 differences are not shown: QLoRA and LoRA on BLEU-4 (+0.0" in text
+    assert "| equivalent, 0.00 |" in text
+
+
 def test_where_a_run_was_evaluated_counts_as_where_it_was_trained_does(tiny: Make) -> None:
     finished(tiny("--method", "qlora"), replies(0.9, 1))
     folder = finished(tiny("--method", "lora"), replies(0.2, 2))

@@ -31,7 +31,7 @@ EVALUATION = KNOWN | {
     "all": SCORES,
     "per_source": {...: SCORES},
     "generation": Maybe({"empty": NUMBER, "unfinished": NUMBER, "mean_reply_tokens": NUMBER, "wall_s": Maybe(NUMBER), "peak_memory_gib": Maybe(NUMBER)}),
-    "leaks": Maybe({"flagged": NUMBER, "without": Maybe(SCORES)}),
+    "leaks": Maybe({"flagged": NUMBER, "ids": Maybe([str]), "without": Maybe(SCORES)}),
     "forgetting": Maybe({"text": str, "sha256": str, "tokens": NUMBER, "perplexity": SCORE, "kl": Maybe(SCORE)}),
     "predictions_sha256": Maybe(str),
     "score_tokens": Maybe(str),

@@ -168,7 +168,7 @@ def _leader(rows: Sequence[Row], said: Said, metric: str) -> str:
 def discussion(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
     """What limits and explains the results; each paragraph only if there is something to say."""
     tuned = contenders(rows)
-    out = [*_power(found), *_seeds(rows, found)]
+    out = [*_power(found), *_seeds(rows, found), *_leaky(found)]
     if odd := [(r, x) for r in tuned if (x := plain(r, "length_ratio")) is not None and abs(x - 1) > LONG]:
         lengths = names([f"{r['label']} writes {x:.2f} times as much" for r, x in odd])
         out.append(f"Replies and references differ in length, which BLEU-4 weighs: {lengths} as the references.")
@@ -208,6 +208,22 @@ def _power(found: Sequence[Verdict]) -> list[str]:
 def possible(v: Verdict) -> bool:
     """Whether the difference that the test could find exists on the metric's scale; with nothing to go by, it is 0."""
     return bool(v["detectable"] > 0 and (v["unit"] != "points" or v["detectable"] < 100))
+
+
+def standing(found: Sequence[Verdict]) -> tuple[list[Verdict], list[Verdict]]:
+    """The differences that are fairly shown, and of these the ones that are not shown without the test rows that resemble training rows."""
+    shown = [v for v in found if v.get("clean") and v["verdict"] in ("better", "worse") and not v["confounded"]]
+    return shown, [v for v in shown if v["clean"]["verdict"] != v["verdict"]]
+
+
+def _leaky(found: Sequence[Verdict]) -> list[str]:
+    shown, gone = standing(found)
+    if not gone:
+        return []
+    n, verb = gone[0]["clean"]["n"], "is" if len(gone) == 1 else "are"
+    which = [f"{name(v['a'])} and {name(v['b'])} on {COLUMNS[v['metric']].title} ({change(v | v['clean'])})" for v in gone]
+    listed = f": {'; '.join(which)}" if len(which) <= MANY else " (the table of differences has them)"
+    return [f"On the {n:,} test rows that resemble no training row, {len(gone)} of the {len(shown)} differences {verb} not shown{listed}."]
 
 
 def _seeds(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:

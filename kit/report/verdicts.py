@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,8 @@ ALIKE = {"data": "data", "gpu": "GPU", "cpu": "CPU", "versions": "versions", "gi
 
 
 def verdicts(results: Results) -> tuple[list[Verdict], list[str]]:
-    """kit.statistics.compare over every pair of methods (seeds together), each with `confounded`: the reasons why it must not be ranked.
+    """kit.statistics.compare over every pair of methods (seeds together), each with `confounded`: the reasons why it must not be ranked, and
+    `clean`: the same on the test rows that resemble no training row, if some do.
 
     The second list says why there are none, or which methods are left out, since a few rows of one would be too few for all.
     """
@@ -43,14 +45,23 @@ def verdicts(results: Results) -> tuple[list[Verdict], list[str]]:
     if not (ids := common([a for found in answers.values() for a in found])):
         return [], [*notes, "no verdicts: the runs have no test row in common"]
     metrics = {name: METRICS[name] for name in SCORES}
-    statistics = {m: [a.of(ids) for a in found] for m, found in answers.items()}
     reasons = {pair: confounded(groups[pair[0]], groups[pair[1]]) for pair in combinations(groups, 2)}
+
+    def compared(ids: Sequence[str]) -> list[Verdict]:
+        statistics = {m: [a.of(ids) for a in found] for m, found in answers.items()}
+        return compare(statistics, sources(next(iter(answers.values()))[0], ids), metrics, untrained=[BASE],
+                       apart={pair for pair, why in reasons.items() if why}, seeds={m: [r["seed"] for r in found] for m, found in groups.items()})  # fmt: skip
+
     try:
-        found = compare(statistics, sources(next(iter(answers.values()))[0], ids), metrics, untrained=[BASE],
-                        apart={pair for pair, why in reasons.items() if why}, seeds={m: [r["seed"] for r in found] for m, found in groups.items()})  # fmt: skip
+        found = [v | {"confounded": reasons[v["a"], v["b"]], "clean": None} for v in compared(ids)]
     except UserError as error:
         return [], [*notes, f"no verdicts: {error}"]
-    return [v | {"confounded": reasons[v["a"], v["b"]]} for v in found], notes
+    flagged = {i for rows in groups.values() for r in rows if r["method"] != BASE and r["leaks"] for i in r["leaks"].get("ids") or ()}
+    if flagged & set(ids):
+        with contextlib.suppress(UserError):  # too few rows are left
+            without = compared([i for i in ids if i not in flagged])
+            found = [v | {"clean": {k: c[k] for k in ("n", "delta", "low", "high", "p_holm", "verdict")}} for v, c in zip(found, without, strict=True)]
+    return found, notes
 
 
 def confounded(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
@@ -135,8 +146,11 @@ FLIPPED = {"better": "worse", "worse": "better"}
 def both_ways(found: Sequence[Verdict]) -> Said:
     """{(a, b, metric): verdict on a against b} for either order."""
 
+    def mirrored(v: Verdict) -> Verdict:
+        return v | {"delta": -v["delta"], "low": -v["high"], "high": -v["low"], "verdict": FLIPPED.get(v["verdict"], v["verdict"])}
+
     def turned(v: Verdict) -> Verdict:
-        return v | {"a": v["b"], "b": v["a"], "delta": -v["delta"], "low": -v["high"], "high": -v["low"], "verdict": FLIPPED.get(v["verdict"], v["verdict"])}
+        return mirrored(v) | {"a": v["b"], "b": v["a"]} | ({"clean": mirrored(v["clean"])} if v.get("clean") else {})
 
     return {(v["a"], v["b"], v["metric"]): v for v in found} | {(v["b"], v["a"], v["metric"]): turned(v) for v in found}
 

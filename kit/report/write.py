@@ -21,6 +21,7 @@ from kit.report.content import Inputs, document
 from kit.report.figures import draw
 from kit.report.rows import COSTS, SCORES, SECONDARY, Row
 from kit.report.shapes import MANIFEST, STATS
+from kit.report.study import standing
 from kit.report.verdicts import Verdict, verdicts
 
 SCHEMA = 1
@@ -52,7 +53,7 @@ def inputs(config: RunConfig) -> Inputs:
     if manifest and any(r["provenance"]["data"] != sha256(config.data_path / "manifest.json") for r in results.rows if r["provenance"]):
         manifest = stats = None
         unread.append(f"{config.data_path} was rebuilt after these runs were made: it is not the data they saw, and is not described here")
-    notes = [*warnings(results), *notes, *unread, *no_stats, *unseen(stats, results.rows)]
+    notes = [*warnings(results, found), *notes, *unread, *no_stats, *unseen(stats, results.rows)]
     try:
         rated = human(folder, results)
     except UserError as error:
@@ -108,13 +109,16 @@ def public(row: Row) -> Row:
     return {k: row.get(k) for k in keys} | ({"runs": row["runs"]} if "runs" in row else {})
 
 
-def warnings(results: Results) -> list[str]:
+def warnings(results: Results, found: Sequence[Verdict]) -> list[str]:
     """What a reader must know before comparing the rows."""
     rows = results.rows
     notes = [f"{r['label']}: {reason}" for r in rows for reason in (r["reason"], *r["problems"]) if reason]
     flagged = max((x["flagged"] / r["bleu4"]["n"] for r in rows if (x := r["leaks"]) and (r["bleu4"] or {}).get("n")), default=0)
     if flagged > RESEMBLING:
-        notes.append(f"{flagged:.0%} of the test rows resemble training rows: all scores and verdicts count them; Length and leaks has the scores without them")
+        shown, gone = standing(found)
+        stand = f", and {len(shown) - len(gone)} of the {len(shown)} differences stand without them" if shown else ""
+        notes.append(f"{flagged:.0%} of the test rows resemble training rows: all scores and verdicts count them; Length and leaks has the scores without "
+                     f"them{stand}")  # fmt: skip
     done = [r for r in rows if r["status"] == "done"]
     if len({r["provenance"]["data"] for r in rows if r["provenance"]}) > 1:
         notes.append("the runs were made on different data; their scores cannot be compared")
