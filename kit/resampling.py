@@ -98,13 +98,14 @@ def variance(sums: Mapping[str, Array], count: Mapping[str, int]) -> Array:
 @dataclass(frozen=True)
 class Estimate:
     """A score, or a difference of two: its value, how far chance moves it ([RESAMPLES], by the studentised bootstrap and, for a difference,
-    by exchange of rows), and what examples and seeds each add to its variance."""
+    by exchange of rows), what examples and seeds each add to its variance, and of how many seeds, if it is one series of them."""
 
     value: float
     deviations: Array
     exchanges: Array
     examples: float
     seeds: float
+    repeats: int
     over: str
 
     def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
@@ -155,4 +156,5 @@ def estimate(score: Array, spread: Array, n: int, df: int, varied: Sequence[Arra
         noise = math.sqrt(between) * rng.standard_t(seeds_df, RESAMPLES)
         moved, swapped = left * moved + noise, left * swapped + noise
         seeds = max(0.0, between - both)
-    return Estimate(float(score[0]), moved, swapped, examples, seeds, "seeds and examples" if seeds_df else "examples")
+    repeats = len(varied[0]) if len(varied) == 1 else 0
+    return Estimate(float(score[0]), moved, swapped, examples, seeds, repeats, "seeds and examples" if seeds_df else "examples")

@@ -28,6 +28,7 @@ POWER = 0.8
 # Rows that agree to the last digit say nothing of the next ones if they are fewer.
 FEW = 30
 MANY = 10_000
+MOST_SEEDS = 50
 z = NormalDist().inv_cdf
 METHOD_NOTE = (
     "Intervals are 95% studentised bootstrap intervals over the test rows of each source; several seeds count too, by Student's t, in differences "
@@ -112,7 +113,8 @@ def compare(methods: Mapping[str, Sequence[Run]], sources: Sequence[str], metric
     - `verdict`: `equivalent` if the interval lies within the margin (stricter than two one-sided tests at 5%, which take the 90%
       interval; never where both scores are 0, or within the margin of it, which is no measurement, nor where fewer than FEW rows do not vary), else
       `better` or `worse` for a (`different` on a metric without a better side) if p_holm < 0.05, else `cannot tell`;
-    - `needed`: the examples that would decide an open verdict; None if it is decided, or if not even MANY times as many would do.
+    - `needed`: the examples that would decide an open verdict; None if it is decided, or if not even MANY times as many would do; then
+      `needed_seeds` is the number of seeds of each method that would, on these examples, up to MOST_SEEDS.
     """
     df = len(sources) - len(set(sources))
     if df < 1:
@@ -172,7 +174,7 @@ def _contributions(tables: Mapping[tuple[str, str, int], Array], metrics: Mappin
 
 def _judged(metric: Metric, found: Estimate, ps: tuple[float, float], *, n: int, family: int, silent: bool) -> dict[str, Any]:
     (p, p_holm), (low, high) = ps, found.interval()
-    margin, verdict, needed = metric.margin or 0.0, "cannot tell", None
+    margin, verdict, needed, seeds = metric.margin or 0.0, "cannot tell", None, None
     se, level = math.sqrt(found.examples + found.seeds), ALPHA / family
     measured = not silent and (se > 0 or n >= FEW)
     if -margin < low <= high < margin:
@@ -186,8 +188,27 @@ def _judged(metric: Metric, found: Estimate, ps: tuple[float, float], *, n: int,
         # More examples shrink their own part of the variance alone.
         room = wanted**2 - found.seeds
         needed = max(n + 1, math.ceil(n * found.examples / room)) if room * MANY > found.examples else None
+        seeds = _seeds_needed(found, level) if needed is None else None
     return {"unit": metric.unit, "delta": found.value, "low": low, "high": high, "p": p, "p_holm": p_holm, "verdict": verdict, "margin": metric.margin,
-            "detectable": found.reach(level) + z(POWER) * se, "needed": needed, "over": found.over}  # fmt: skip
+            "detectable": found.reach(level) + z(POWER) * se, "needed": needed, "needed_seeds": seeds,
+            "over": found.over}  # fmt: skip
+
+
+def _seeds_needed(found: Estimate, level: float) -> int | None:
+    """The seeds of each method with which a difference of this size would be found in 4 of 5 cases; None if it takes more than MOST_SEEDS."""
+    for n in range(found.repeats + 1, MOST_SEEDS + 1) if found.seeds and found.repeats else ():
+        between = found.seeds * found.repeats / n
+        reach = math.hypot(z(1 - level / 2) * math.sqrt(found.examples), student(1 - level / 2, n - 1) * math.sqrt(between))
+        if reach + z(POWER) * math.sqrt(found.examples + between) <= abs(found.value):
+            return n
+    return None
+
+
+def student(share: float, df: int) -> float:
+    """A quantile of Student's t, by its expansion around the normal one (Abramowitz and Stegun 1964, 26.7.5); within 1% from 4 degrees of freedom on."""
+    x = z(share)
+    terms = (x**3 + x) / 4, (5 * x**5 + 16 * x**3 + 3 * x) / 96, (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384
+    return x + sum(term / df**i for i, term in enumerate(terms, 1))
 
 
 def holm(ps: Sequence[float]) -> list[float]:

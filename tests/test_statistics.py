@@ -13,7 +13,7 @@ from kit import resampling
 from kit.errors import UserError
 from kit.metrics import METRICS, Array, Metric, as_is, ratio
 from kit.resampling import Estimate, influence, moments, resampled, variance
-from kit.statistics import compare, holm, intervals
+from kit.statistics import compare, holm, intervals, student
 
 MEAN = Metric("mean", True, lambda _: np.empty(0), ratio, str, show=as_is, margin=1.0)
 OPEN = Metric("mean without a margin", True, lambda _: np.empty(0), ratio, str, show=as_is)
@@ -161,10 +161,10 @@ def test_an_interval_that_leaves_out_0_has_a_small_p_unless_rows_exchanged_diffe
     rng = np.random.default_rng(17)
     moved, still = rng.exponential(1, resampling.RESAMPLES) - 1, np.zeros(resampling.RESAMPLES)
     for value in np.linspace(-4, 4, 81):
-        made = Estimate(float(value), moved, still, 1, 0, "")
+        made = Estimate(float(value), moved, still, 1, 0, 0, "")
         low, high = made.interval()
         assert (made.p() < 0.05) == (low > 0 or high < 0)
-        assert Estimate(float(value), moved, 9 * moved, 1, 0, "").p() > 0.1
+        assert Estimate(float(value), moved, 9 * moved, 1, 0, 0, "").p() > 0.1
 
 
 @pytest.mark.parametrize("metric", [BLEU, PERPLEXITY, MEAN])
@@ -366,6 +366,25 @@ def test_no_number_of_examples_makes_up_for_seeds() -> None:
     runs = {m: [{"x": column(rng.normal(shift, 1, N))} for shift in (-20, 0, 20 + extra)] for m, extra in (("a", 9), ("b", 0))}
     made = compare(runs, [""] * N, {"x": OPEN})[0]
     assert (made["verdict"], made["needed"]) == ("cannot tell", None)
+
+
+@pytest.mark.usefixtures("study")
+def test_the_seeds_needed_decide_an_open_difference() -> None:
+    rng = np.random.default_rng(18)
+    rows = rng.normal(50, 1, N)
+
+    def compared(gains: Array) -> list[dict[str, object]]:
+        """[seeds, data sets]: what each seed gains."""
+        a, b = ([named([column(rows + gain + rng.normal(0, 0.1, N)) for gain in seed]) for seed in shift] for shift in (gains, 0 * gains))
+        return compare({"a": a, "b": b}, [""] * N, dict.fromkeys(a[0], OPEN), seeds={m: range(len(gains)) for m in "ab"})
+
+    [three] = compared(np.array([[-1.0], [2.0], [5.0]]))
+    assert (three["verdict"], three["needed"]) == ("cannot tell", None)
+    found = np.mean([c["p"] < 0.05 for c in compared(rng.normal(2, 3, (three["needed_seeds"], 200)))])
+    assert abs(found - 0.8) < error(0.8, 200)
+    assert compared(np.array([[-9.0], [0.1], [9.0]]))[0]["needed_seeds"] is None  # more than anybody trains
+    assert student(0.975, 4) == pytest.approx(2.776, rel=0.01)
+    assert student(0.999, 10) == pytest.approx(4.144, rel=0.01)
 
 
 def test_holm() -> None:

@@ -28,7 +28,7 @@ def row(method: str, **known: Any) -> Row:
 def verdict(a: str, b: str, metric: str, word: str, delta: float = 2.0, confounded: tuple[str, ...] = ()) -> Verdict:
     delta = -abs(delta) if word == "worse" else abs(delta)
     return {"a": a, "b": b, "metric": metric, "verdict": word, "delta": delta, "low": delta - 1, "high": delta + 1, "confounded": list(confounded),
-            "unit": "points", "n": 100, "detectable": 3.0, "needed": 400 if word == "cannot tell" else None}  # fmt: skip
+            "unit": "points", "n": 100, "detectable": 3.0, "needed": 400 if word == "cannot tell" else None, "needed_seeds": None}  # fmt: skip
 
 
 def say(*pairs: tuple[str, str, str], confounded: tuple[str, ...] = ()) -> list[Verdict]:

@@ -202,6 +202,9 @@ def _power(found: Sequence[Verdict]) -> list[str]:
         most = f" to {max(needed):,}" if max(needed) > min(needed) else ""
         rows = f"{min(needed):,}{most} rows"
         out.append(f"If the differences are as large as they look, {rows} would decide {len(needed)} of the {len(undecided)} open comparisons.")
+    if seeds := [v["needed_seeds"] for v in undecided if v["needed_seeds"] is not None]:
+        most = f" to {max(seeds)}" if max(seeds) > min(seeds) else ""
+        out.append(f"No number of rows would decide {len(seeds)} of them, but {min(seeds)}{most} seeds of each method would.")
     return [" ".join(out)]
 
 
