@@ -10,6 +10,7 @@ from typing import Any
 
 from kit.config import BASE, RunConfig
 from kit.console import printable, say
+from kit.generation import ends
 from kit.model import load_base, load_trained
 from kit.prompts import Renderer
 
@@ -69,7 +70,7 @@ def _reply(config: RunConfig, model: Any, renderer: Renderer, messages: list[dic
     ids, tokenizer = torch.tensor([prompt], device=model.device), renderer.tokenizer
     settings = {
         "do_sample": False, "max_length": None, "max_new_tokens": config.max_new_tokens,
-        "eos_token_id": renderer.stop_ids, "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": ends(model, renderer), "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
     try:
         streamer = Printer(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -12,7 +12,7 @@ from kit.config import RunConfig
 from kit.console import say
 from kit.errors import UserError
 from kit.files import held, read_json, sha256, write_json
-from kit.generation import Reply, generate, likelihoods, longest_first, take
+from kit.generation import Reply, ends, generate, likelihoods, longest_first, take
 from kit.model import free_memory, load_trained, prepare_data
 from kit.progress import Bar
 from kit.prompts import FIXED_PROMPTS, Exam, Renderer
@@ -140,7 +140,7 @@ def answers(config: RunConfig, model: Any, renderer: Renderer, rows: list[Row], 
     """One batch's rows of predictions.jsonl: greedy replies (those of another engine, if it made them), and the likelihood of the references."""
     pad = renderer.tokenizer.pad_token_id
     if drafted is None:
-        replies = generate(model, [e.prompt_ids for e in exams], stop=renderer.stop_ids, pad=pad, max_new_tokens=config.max_new_tokens)
+        replies = generate(model, [e.prompt_ids for e in exams], stop=ends(model, renderer), pad=pad, max_new_tokens=config.max_new_tokens)
     else:
         replies = [drafted[row["id"]] for row in rows]
     nlls = likelihoods(model, exams, pad)

@@ -11,6 +11,7 @@ from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.errors import UserError
 from kit.files import read_json, replaced_folder, write_text
+from kit.generation import ends
 from kit.hub import hub_errors, load_tokenizer, loadable
 from kit.model import free_memory, quiet, saved_folder, undamaged
 from kit.preflight import existing
@@ -61,7 +62,7 @@ def _fill(config: RunConfig, record: dict[str, Any], folder: Path) -> str:
     model, kind = _whole(config)
     before = gates.probe(model, rows, tokenizer.pad_token_id)
     model = model.merge_and_unload() if not config.technique.full else model
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = renderer.stop_ids, tokenizer.pad_token_id
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = ends(model, renderer), tokenizer.pad_token_id
     model.to(kind).save_pretrained(str(folder))
     if config.format == "alpaca":
         tokenizer.chat_template = ("{{ bos_token }}" if renderer.bos else "") + ALPACA

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from kit.prompts import Exam
+from kit.prompts import Exam, Renderer
 
 # Logits held at once: 2^28 numbers are 1 GiB in float32, about 1,000 tokens of Gemma's 262,144-word vocabulary.
 LOGITS = 2**28
@@ -105,6 +105,7 @@ def _read(model: Any, prompts: Sequence[Sequence[int]], pad: int, max_new_tokens
         chosen.append(made.logits[:, -1].argmax(-1))
         cache.put(read, part.start)
         mask[part, : cache.longest] = torch.nn.functional.pad(seen, (cache.longest - seen.shape[1], 0))
+        del made, read  # before the next part, whose cache needs the room
     return cache, mask, torch.cat(chosen)
 
 
@@ -150,6 +151,12 @@ def read_at_once(model: Any) -> int:
 def position_ids(mask: Any) -> Any:
     """Position ids of left-padded rows."""
     return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def ends(model: Any, renderer: Renderer) -> list[int]:
+    """Where a reply ends: at the format's terminator, the tokenizer's end of text, or what the model's own settings name beside them."""
+    own = model.generation_config.eos_token_id
+    return sorted({*renderer.stop_ids, *(own if isinstance(own, list) else [own] if own is not None else [])})
 
 
 def until_stop(ids: list[int], stop: Sequence[int]) -> Reply:

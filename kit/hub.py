@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ def hub_errors(what: str) -> Iterator[None]:
                 raise UserError(f"{what} was not found on the hub; check its name and revision{private}") from None
             if status == 401:
                 raise UserError(f"{what}: the hub refuses HF_TOKEN, which may have expired; make a new one, or unset it for what is public") from None
+            if getattr(link, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(link):
+                raise UserError(f"the disk is full while fetching {what}; free some, or set HF_HOME to a folder on a larger disk") from None
         names = {type(link).__name__ for link in chain}
         if names & {"ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
             raise Unreachable(f"{what} is not in the local cache and the hub cannot be reached; check the network, or use --recipe tiny") from None

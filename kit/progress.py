@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,8 +24,9 @@ from kit.files import read_jsonl, write_jsonl
 from kit.resources import Phases, clock, device_gib, joules, resident_gib
 
 LINES = 20
-# Steps whose gradients are looked at: LoRA's A gets none in the first, where B is still zero.
-LOOKED_AT = 3
+# Steps whose gradients are looked at, and at most if some tensor had none: LoRA's A gets none in the first steps, where B is zero, and where Unsloth computes
+# in float16 without a loss scaler its first ones may all be smaller than float16 can hold.
+LOOKED_AT, AT_MOST = 3, 64
 
 
 class Stopped(KeyboardInterrupt):
@@ -54,6 +56,12 @@ class Bar:
             self.said = done * LINES // self.total
             left = (time.perf_counter() - self.started) / max(done, 1) * (self.total - done)
             say(f"{self.title} {done}/{self.total}  {text}  {left:.0f} s left")
+
+
+def compiled() -> int:
+    """Graphs that torch has compiled in this process: new shapes are compiled in the middle of training."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    return int(utils.counters["stats"]["unique_graphs"]) if utils else 0
 
 
 class TrainingProgress:
@@ -119,13 +127,15 @@ class TrainingProgress:
         self._enter("warmup")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.started = clock()
+        self.started, self.graphs = clock(), compiled()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if "warmup" not in self.phases.record:
             self._enter("steps")
-        else:
+        elif compiled() == self.graphs:
             self.wall_s += clock() - self.started
+        elif self.timed["steps"]:  # compiling is no part of a step, which counts as the mean of those before
+            self.wall_s += self.wall_s / self.timed["steps"]
         # All or none: a process that stopped alone would leave the others waiting for its gradients. A signal that comes meanwhile counts in the next step.
         if any(processes.together([int(self.stopped)], args.device)):
             self.stopped = True
@@ -133,7 +143,7 @@ class TrainingProgress:
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Notes which trainable tensors have had a gradient that is not zero; a step whose gradients overflow is skipped, and not looked at."""
-        if model is None or self.looked == LOOKED_AT:
+        if model is None or self.looked == AT_MOST or (self.looked >= LOOKED_AT and all(self.fed.values())):
             return
         found = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
         if not all(g is None or bool(g.isfinite().all()) for g in found.values()):
@@ -189,7 +199,7 @@ class TrainingProgress:
 
     def _time(self, before: dict[str, Any], row: dict[str, Any]) -> None:
         if row["wall_s"] > before["wall_s"]:
-            self.timed.update({kind: row[kind] - before[kind] for kind in ("tokens", "supervised")})
+            self.timed.update({kind: row[kind] - before[kind] for kind in ("tokens", "supervised")} | {"steps": 1})
 
     def totals(self) -> dict[str, Any]:
         """What all steps needed, those before a kill too."""

@@ -208,7 +208,7 @@ def student(share: float, df: int) -> float:
     """A quantile of Student's t, by its expansion around the normal one (Abramowitz and Stegun 1964, 26.7.5); within 1% from 4 degrees of freedom on."""
     x = z(share)
     terms = (x**3 + x) / 4, (5 * x**5 + 16 * x**3 + 3 * x) / 96, (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384
-    return x + sum(term / df**i for i, term in enumerate(terms, 1))
+    return x + math.fsum(term / df**i for i, term in enumerate(terms, 1))
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +31,46 @@ def test_batches_hold_at_most_so_many_tokens_padding_counted() -> None:
     assert [i for part in parts for i in range(len(lengths))[part]] == list(range(len(lengths)))
     assert all(len(lengths[part]) * max(lengths[part]) <= 16 for part in parts)
     assert list(cut([], 16)) == []
+
+
+def test_no_part_of_the_prompts_is_kept_while_the_next_one_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a part's keys and values take gibibytes."""
+    import torch
+    import transformers
+
+    kept: list[weakref.ref[Any]] = []
+
+    class Cache(transformers.DynamicCache):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            kept.append(weakref.ref(self))
+
+    class Model:
+        device = torch.device("cpu")
+
+        def __call__(self, input_ids: Any, past_key_values: Any, **_: Any) -> Any:
+            assert [cache() for cache in kept[:-1]] == [None] * (len(kept) - 1)
+            past_key_values.update(*(torch.zeros(*input_ids.shape, 1, 1).transpose(1, 2) for _ in "kv"), 0)
+            return SimpleNamespace(logits=torch.zeros(len(input_ids), 1, 4), past_key_values=past_key_values)
+
+    monkeypatch.setattr(transformers, "DynamicCache", Cache)
+    monkeypatch.setattr(generation, "READ", 8)
+    cache, _, first = generation._read(Model(), [[1, 2, 3]] * 5, 0, 4)
+    assert (len(kept), len(first), cache.get_seq_length()) == (3, 5, 3)
+
+
+def test_a_reply_ends_where_the_format_the_tokenizer_or_the_model_say(tokenizer: Any) -> None:
+    renderer = Renderer(tokenizer, "chat", 256)
+    for own, more in (([1, 106], {1, 106}), (7, {7}), (None, set())):
+        model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=own))
+        assert generation.ends(model, renderer) == sorted({*renderer.stop_ids, *more})
+
+
+# Bytes a token of keys and values and of the weights in 16 bits, by the models' configurations; on a T4 Gemma 3's keys and values are in float32.
+@pytest.mark.parametrize(("recipe", "per_token", "weights"), [("t4", 26 * 256 * 2 * 4, 2.0e9), ("gptneo-t4", 24 * 2048 * 2 * 2, 2.6e9)])
+def test_the_evaluation_of_a_recipe_for_a_t4_fits_into_one_by_count(recipe: str, per_token: int, weights: float) -> None:
+    held = generation.GPU_READ + config("--recipe", recipe).eval_tokens
+    assert weights + held * per_token < 13 * 2**30
 
 
 def plain(model: Any, prompt: list[int], stop: list[int], n: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import re
@@ -159,6 +160,15 @@ def test_no_network_and_nothing_cached(client: Client) -> None:
     for offline in ("0", "1"):
         code, error, _ = client(NOWHERE, "--recipe", "t4", HF_HUB_OFFLINE=offline)
         assert (code, error) == (2, f"error: dataset tatsu-lab/alpaca {UNREACHABLE}")
+
+
+def test_a_disk_that_is_full_keeps_its_name() -> None:
+    """datasets hides it behind an error of its own."""
+    with pytest.raises(UserError, match="the disk is full while fetching dataset lab/x; free some, or set HF_HOME"), hub_errors("dataset lab/x"):  # noqa: PT012
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as full:
+            raise ValueError("An error occurred while generating the dataset") from full
 
 
 def test_a_token_that_the_hub_refuses_is_called_that() -> None:

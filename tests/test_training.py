@@ -8,9 +8,11 @@ import fcntl
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import places
 
 from kit.cli import parser
@@ -19,7 +21,9 @@ from kit.errors import UserError
 from kit.evaluation import evaluate
 from kit.files import held, read_json, read_jsonl, write_json
 from kit.methods import METHODS
+from kit.progress import AT_MOST, TrainingProgress
 from kit.report.rows import collect
+from kit.resources import Phases
 from kit.trainer import Kit, tracker
 from kit.training import last_checkpoint, train
 
@@ -168,11 +172,6 @@ def test_a_file_system_without_locks_is_worked_on_and_named(tmp_path: Path, monk
 
 
 def test_a_step_whose_gradients_overflowed_is_not_looked_at(tmp_path: Path) -> None:
-    import torch
-
-    from kit.progress import TrainingProgress
-    from kit.resources import Phases
-
     model, progress = torch.nn.Linear(2, 1), TrainingProgress(tmp_path / "log.jsonl", Phases(), 0)
     for value in (float("inf"), 0.0, float("nan"), 1.0):
         for p in model.parameters():
@@ -180,6 +179,36 @@ def test_a_step_whose_gradients_overflowed_is_not_looked_at(tmp_path: Path) -> N
         progress.on_pre_optimizer_step(None, None, None, model=model)
         assert progress.fed == ({} if value == float("inf") else dict.fromkeys(("weight", "bias"), value == 1.0))
     assert progress.looked == 2
+
+
+def test_a_tensor_whose_first_gradients_are_too_small_is_looked_at_for_longer(tmp_path: Path) -> None:
+    """In float16 without a loss scaler, as Unsloth computes Gemma 3 on a T4, LoRA's A may have none while B is hardly more than zero."""
+    model, progress = torch.nn.Linear(2, 1), TrainingProgress(tmp_path / "log.jsonl", Phases(), 0)
+    for step in range(5):
+        model.weight.grad, model.bias.grad = torch.full((1, 2), float(step == 4)), torch.ones(1)
+        progress.on_pre_optimizer_step(None, None, None, model=model)
+        assert progress.fed == {"weight": step == 4, "bias": True}
+    progress.on_pre_optimizer_step(None, None, None, model=model)
+    assert progress.looked == 5
+    progress.fed, progress.looked = {"weight": False}, AT_MOST
+    progress.on_pre_optimizer_step(None, None, None, model=model)
+    assert progress.fed == {"weight": False}
+
+
+def test_a_step_that_compiles_counts_as_the_mean_of_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    progress, now, graphs = TrainingProgress(tmp_path / "log.jsonl", Phases(), 0), [0.0], [0]
+    monkeypatch.setattr("kit.progress.clock", lambda: now[0])
+    monkeypatch.setattr("kit.progress.compiled", lambda: graphs[0])
+    args, control = SimpleNamespace(device="cpu"), SimpleNamespace()
+    progress.on_train_begin(args, SimpleNamespace(max_steps=5), control)
+    for step, (seconds, made) in enumerate(((9, 3), (1, 0), (3, 0), (50, 2), (2, 0)), 1):
+        progress.on_step_begin(args, None, control)
+        now[0], graphs[0] = now[0] + seconds, graphs[0] + made
+        progress.on_step_end(args, None, control)
+        progress.on_log(args, SimpleNamespace(seen=[10 * step, step], global_step=step), control, {"loss": 1.0, "learning_rate": 1.0})
+    progress.on_train_end(args, None, control)
+    assert [row["wall_s"] for row in progress.rows] == [0, 1, 4, 6, 8]
+    assert progress.totals()["tokens_per_s"] == 40 / 8
 
 
 def test_a_trained_model_that_is_gone_is_trained_again_and_a_damaged_one_named(ready: Make, capsys: pytest.CaptureFixture[str]) -> None:
