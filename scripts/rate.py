@@ -33,7 +33,7 @@ def main() -> None:
     folder, rater = Path(config.runs_dir) / config.name, rater or "rater"
     criteria = OVERALL if overall else CRITERIA
     if filled:
-        say(f"{sheet.import_csv(Path(filled), folder, rater)} new ratings by {rater} from {filled}")
+        say(f"{sheet.import_csv(Path(filled), folder, rater, overall=overall)} new ratings by {rater} from {filled}")
     elif target:
         cards = deck(evaluated(folder), rater, limit=items, seed=config.data_seed)
         sheet.export_csv(Path(target), cards, criteria)

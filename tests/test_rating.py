@@ -527,6 +527,28 @@ def test_every_problem_of_a_csv_is_reported_with_its_line_and_nothing_is_taken(f
     assert not (folder / "ratings").exists()
 
 
+def test_an_import_obeys_overall(folder: Path, tmp_path: Path) -> None:
+    three = saved(tmp_path / "three.csv", [{"item": i.id, **dict.fromkeys(CRITERIA, "3")} for i in cards(folder)[:6]])
+    done = piped(folder, "", "--rater", "anna", "--overall", "--import", str(three))
+    assert (done.returncode, done.stderr) == (2, f"error: {three}, line 1: no column overall\n")
+    both = saved(tmp_path / "both.csv", [{"item": i.id, "overall": str(n % 6), **dict.fromkeys(CRITERIA, "3")} for n, i in enumerate(cards(folder)[:6])])
+    assert piped(folder, "", "--rater", "anna", "--overall", "--import", str(both)).returncode == 0
+    assert [r["scores"] for r in standing(folder / "ratings" / "anna.jsonl").values()] == [{"overall": n} for n in range(6)]
+
+
+def test_one_persons_scores_are_not_imported_under_a_second_name(folder: Path, tmp_path: Path) -> None:
+    rows = [{"item": i.id, "overall": str(n % 6)} for n, i in enumerate(cards(folder)[:8])]
+    path = saved(tmp_path / "in.csv", rows)
+    assert sheet.import_csv(path, folder, "anna") == 8
+    done = piped(folder, "", "--rater", "ben", "--import", str(path))
+    said = f"error: {path}: all 8 rows have the scores of anna; one person's scores count once, so they are not taken as ben's\n"
+    assert (done.returncode, done.stderr) == (2, said)
+    assert not (folder / "ratings" / "ben.jsonl").exists()
+    assert sheet.import_csv(path, folder, "anna") == 0, "the same rater's are there already"
+    assert sheet.import_csv(saved(tmp_path / "few.csv", rows[:4]), folder, "ben") == 4
+    assert sheet.import_csv(saved(tmp_path / "own.csv", [*rows[:7], rows[7] | {"overall": "5"}]), folder, "cleo") == 8
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"item,fluency\nx,1\n", "line 1: no column coherence, correctness"), (b"", "line 1: no column item, fluency, coherence, correctness"),

@@ -11,8 +11,9 @@ from kit.console import printable
 from kit.errors import UserError
 from kit.files import write_text
 from kit.rating.deck import Item, evaluated
-from kit.rating.ledger import CRITERIA, OVERALL, SCALE, open_ledger
+from kit.rating.ledger import CRITERIA, OVERALL, SCALE, open_ledger, standing
 
+FEWEST = 5  # replies of which two people don't give all the same scores
 FORMULA = tuple("=+-@\t＝＋－＠")  # a spreadsheet runs a cell that starts so
 
 
@@ -29,10 +30,15 @@ def export_csv(path: Path, cards: Sequence[Item], criteria: Sequence[str]) -> No
     write_text(path, "\ufeff" + text.getvalue())  # without the mark Excel takes UTF-8 for the local code page
 
 
-def import_csv(path: Path, folder: Path, rater: str) -> int:
-    """Adds a filled CSV's scores to the rater's ledger, all or none; returns how many rows were new. Empty scores are not rated."""
+def import_csv(path: Path, folder: Path, rater: str, *, overall: bool = False) -> int:
+    """Adds a filled CSV's scores to the rater's ledger, all or none; returns how many rows were new. Empty scores are not rated.
+
+    Without `overall` the columns say which criteria are meant.
+    """
     known = evaluated(folder)
-    criteria, scores = _filled(path, known)
+    criteria, scores = _filled(path, known, overall=overall)
+    if other := _same_scores(folder, rater, scores):
+        raise UserError(f"{path}: all {len(scores)} rows have the scores of {other}; one person's scores count once, so they are not taken as {rater}'s")
     with open_ledger(folder, rater, criteria) as ledger:
         fresh = {i: s for i, s in scores.items() if ledger.standing.get(i, {}).get("scores") != s}
         for item, given in fresh.items():
@@ -40,7 +46,16 @@ def import_csv(path: Path, folder: Path, rater: str) -> int:
     return len(fresh)
 
 
-def _filled(path: Path, known: Mapping[str, Item]) -> tuple[Sequence[str], dict[str, dict[str, int]]]:
+def _same_scores(folder: Path, rater: str, scores: Mapping[str, Mapping[str, int]]) -> str | None:
+    """Another rater who gave all of these scores; of a few replies two people may well say the same."""
+    for path in sorted((folder / "ratings").glob("*.jsonl")) if len(scores) >= FEWEST else ():
+        given = standing(path)
+        if path.stem != rater and all(item in given and given[item]["scores"] == said for item, said in scores.items()):
+            return path.stem
+    return None
+
+
+def _filled(path: Path, known: Mapping[str, Item], *, overall: bool) -> tuple[Sequence[str], dict[str, dict[str, int]]]:
     """The criteria and {item id: scores} of a filled CSV; commas, semicolons or tabs; every problem is reported with its line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -49,7 +64,7 @@ def _filled(path: Path, known: Mapping[str, Item]) -> tuple[Sequence[str], dict[
     csv.field_size_limit(2**31 - 1)  # a prompt may be longer than the default of 131,072 characters
     reader = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=text.partition("\n")[0].count))
     header = [cell.strip() for cell in next(reader, [])]
-    criteria = OVERALL if OVERALL[0] in header else CRITERIA
+    criteria = OVERALL if overall or OVERALL[0] in header else CRITERIA
     if missing := [column for column in ("item", *criteria) if column not in header]:
         raise UserError(f"{path}, line 1: no column {', '.join(missing)}")
     scores: dict[str, dict[str, int]] = {}
