@@ -29,11 +29,13 @@ from kit.console import printable
 from kit.errors import UserError
 from kit.files import write_json, write_jsonl
 from kit.rating import agreement, sheet
-from kit.rating.agreement import alpha, spearman, summary, weighted_kappa
+from kit.rating.agreement import alpha, correlation, spearman, summary, weighted_kappa
 from kit.rating.deck import Item, deck, evaluated, items
 from kit.rating.ledger import CRITERIA, OVERALL, Rating, open_ledger, read_ratings, standing
+from kit.rating.paired import comparisons
 from kit.rating.screen import Session
 from kit.runs import open_run
+from kit.statistics import holm
 
 Make = Callable[..., RunConfig]
 METHODS = ("base", "lora", "dora")
@@ -628,6 +630,34 @@ def test_spearman_by_hand() -> None:
     assert spearman([(1, 1), (2, 2)])["reason"] == "fewer than 3 replies have both values"
 
 
+def related(rng: np.random.Generator, rows: int) -> list[agreement.Point]:
+    """Three replies a row, alike in both values."""
+    row = np.repeat(rng.normal(size=(rows, 2)), 3, axis=0)
+    x, y = (row + rng.normal(size=(3 * rows, 2))).T
+    return [(f"t-{i // 3}", float(np.clip(round(2.5 + a), 0, 5)), float(a + b)) for i, (a, b) in enumerate(zip(x, y, strict=True))]
+
+
+def test_the_interval_of_a_correlation_covers_it() -> None:
+    rng = np.random.default_rng(0)
+    truth = spearman([point[1:] for point in related(rng, 20_000)])["value"]
+    found = [correlation(related(rng, 20)) for _ in range(200)]
+    assert 0.88 < np.mean([f["low"] <= truth <= f["high"] for f in found]) <= 1
+    assert all(-1 <= f["low"] < f["value"] < f["high"] <= 1 for f in found)
+
+
+def test_a_correlation_over_few_rows_has_no_interval() -> None:
+    points = [(f"t-{i // 3}", float(i % 5), float(i)) for i in range(12)]
+    assert correlation(points) == spearman([p[1:] for p in points]) | {"low": None, "high": None}
+    assert correlation([])["reason"] == "fewer than 3 replies have both values"
+
+
+def test_resampled_ranks_are_those_of_the_resample() -> None:
+    values, weights = np.array([2.0, 1.0, 1.0, 3.0]), np.array([[1.0, 0.0, 2.0, 1.0]])
+    drawn = np.array([2.0, 1.0, 1.0, 3.0])  # the third twice, the second not at all
+    ranks = agreement._ranks(drawn) - agreement._ranks(drawn).mean()
+    assert agreement._drawn_ranks(values, weights)[0, [0, 2, 3]].tolist() == ranks[[0, 1, 3]].tolist()
+
+
 def test_the_interval_of_a_mean_has_the_textbook_width() -> None:
     values = np.random.default_rng(1).integers(0, 6, 400).astype(float)
     got = agreement.mean_interval(list(values))
@@ -657,14 +687,14 @@ def test_the_summary_by_hand() -> None:
     ]  # fmt: skip
     bleu = {("base", "row-a"): 10.0, ("lora-s0", "row-b"): 30.0, ("base", "row-b"): 30.0, ("lora-s0", "row-c"): 20.0}
     got = summary(ratings, {"bleu4": bleu, "rouge_l": {}})
-    assert [got[k] for k in ("raters", "rated", "repeats", "stale")] == [["anna", "ben"], 5, 2, 1]
+    assert [got[k] for k in ("raters", "by_rater", "rated", "replies", "repeats", "stale")] == [["anna", "ben"], {"anna": 3, "ben": 2}, 5, 3, 2, 1]
     overall = got["criteria"]["overall"]
     assert {run: (s["value"], s["n"]) for run, s in overall["runs"].items()} == {"base": (3.5, 2), "lora-s0": (4.5, 2)}
     assert overall["alpha"] == alpha([[1, 3], [5, 5]])
     assert overall["kappa"] == {"anna, ben": weighted_kappa([(1, 3), (5, 5)])}
     assert overall["self_consistency"]["anna"] == weighted_kappa([(1, 2), (4, 4)]) | {"exact": 0.5}
     assert overall["self_consistency"]["ben"] == {"value": None, "n": 0, "reason": "fewer than 2 replies have both scores", "exact": None}
-    assert overall["correlation"]["bleu4"] == {"value": pytest.approx(1), "n": 3, "reason": None}
+    assert overall["correlation"]["bleu4"] == {"value": pytest.approx(1), "n": 3, "reason": None, "low": None, "high": None}
     assert overall["correlation"]["rouge_l"]["reason"] == "fewer than 3 replies have both values"
 
 
@@ -678,3 +708,60 @@ def test_the_summary_of_any_ratings_is_plain_json(folder: Path, score: Callable[
     assert got["criteria"]["overall"]["runs"]["base"]["n"] == 20
     assert sum(r.repeat for r in read_ratings(folder)) == got["repeats"] > 0
     assert sum(s["n"] for s in got["criteria"]["overall"]["self_consistency"].values()) == got["repeats"]
+
+
+# Which of two methods people score higher
+
+RUNS = {"base": ["base"], "lora": ["lora-s0"]}
+
+
+def scored(scores: dict[str, list[int]], rater: str = "anna") -> list[Rating]:
+    """{run: its replies' scores, by row}."""
+    return [Rating(rater, f"{run} {i}", f"t-{i}", (run,), {"overall": v}, False) for run, those in scores.items() for i, v in enumerate(those)]
+
+
+def test_a_difference_is_paired_by_row_and_rater() -> None:
+    strict, mild = [1, 0, 2, 1, 0, 1, 2, 0], [4, 3, 4, 4, 3, 4, 5, 3]
+    ratings = scored({"base": strict, "lora-s0": [v + 1 for v in strict]}) + scored({"base": mild}, "ben")  # ben skipped all of LoRA's
+    (pair,) = comparisons(ratings, RUNS)
+    assert [pair[k] for k in ("a", "b", "delta", "n", "raters", "verdict", "reason")] == ["base", "lora", -1, 8, ["anna"], "worse", None]
+
+
+def test_raters_are_averaged_by_row() -> None:
+    anna, ben = {"base": [1, 2, 3, 1, 2, 3], "lora-s0": [3, 3, 4, 1, 5, 4]}, {"base": [0, 0, 2, 2, 2, 2], "lora-s0": [2, 2, 2, 2, 2, 2]}
+    (pair,) = comparisons(scored(anna) + scored(ben, "ben"), RUNS)
+    assert pair["delta"] == pytest.approx(np.mean([*anna["base"], *ben["base"]]) - np.mean([*anna["lora-s0"], *ben["lora-s0"]]))
+    assert (pair["n"], pair["raters"]) == (6, ["anna", "ben"])
+    assert -5 <= pair["low"] < pair["delta"] < pair["high"] <= 5
+
+
+def test_pairs_and_criteria_are_one_family() -> None:
+    rng = np.random.default_rng(0)
+    scores = {run: list(rng.integers(0, 4, 12) + shift) for run, shift in (("base", 0), ("lora-s0", 1), ("dora-s0", 2))}
+    ratings = [replace(r, scores={c: int(r.scores["overall"]) for c in CRITERIA}) for r in scored(scores)]
+    found = comparisons(ratings, RUNS | {"dora": ["dora-s0"]})
+    assert len(found) == 3 * len(CRITERIA)
+    assert [v["p_holm"] for v in found] == holm([v["p"] for v in found])
+    assert all((v["verdict"] == "worse") == (v["p_holm"] < 0.05) for v in found)
+    assert any(v["p"] < 0.05 <= v["p_holm"] for v in found), "what the correction takes back is in the test"
+
+
+def test_few_rows_and_no_common_row_give_no_verdict() -> None:
+    (few,) = comparisons(scored({"base": [1] * 4, "lora-s0": [5] * 4}), RUNS)
+    assert [few[k] for k in ("delta", "low", "p_holm", "verdict", "n", "reason")] == [-4, None, None, None, 4, "fewer than 5 rows"]
+    apart = [r for r in scored({"base": [1] * 8, "lora-s0": [5] * 8}) if (r.row < "t-4") == (r.runs == ("base",))]
+    (none,) = comparisons(apart, RUNS)
+    assert [none[k] for k in ("delta", "verdict", "n", "reason")] == [None, None, 0, "no rater scored both on one test row"]
+    assert comparisons(scored({"base": [1] * 8}), RUNS) == comparisons([], RUNS) == []
+
+
+def test_a_seed_made_after_the_rating_leaves_the_others_their_rows() -> None:
+    ratings = scored({"base": [1, 2, 3, 1, 2, 3], "lora-s0": [3, 3, 4, 1, 5, 4]})
+    shared = [replace(r, runs=("lora-s0", "lora-s1")) if r.item == "lora-s0 3" else r for r in ratings]
+    assert comparisons(shared, RUNS | {"lora": ["lora-s0", "lora-s1"]}) == comparisons(ratings, RUNS)
+
+
+def test_repeats_and_stale_ratings_are_not_compared() -> None:
+    ratings = scored({"base": [1, 2, 3, 1, 2, 3], "lora-s0": [3, 3, 4, 1, 5, 4]})
+    more = [replace(r, scores={"overall": 0}, **change) for r in ratings for change in ({"repeat": True}, {"runs": ()})]
+    assert comparisons(ratings + more, RUNS) == comparisons(ratings, RUNS)

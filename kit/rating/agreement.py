@@ -5,6 +5,7 @@ Each statistic comes with the number it rests on, or the reason why there is non
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import combinations
@@ -17,22 +18,26 @@ from kit.rating.ledger import QUESTIONS, Rating
 
 Row = dict[str, Any]
 Array = npt.NDArray[np.float64]
+Point = tuple[str, float, float]
 # An interval of fewer scores would say more of the method than of the replies.
 FEWEST = 5
+RESAMPLES = 2000
 
 
 def summary(ratings: Sequence[Rating], metrics: Mapping[str, Mapping[tuple[str, str], float]]) -> Row:
     """What the scores say, JSON-ready; `metrics` holds per-reply values by name, then by (run, test row id).
 
-    {raters, rated, repeats, stale, criteria: {criterion: {runs: {run: {value, low, high, n}}, alpha, kappa: {"A, B": ...},
-    self_consistency: {rater: ... + exact}, correlation: {metric: ...}}}}; each ... is {value, n, reason}, its value None for the reason given.
-    Repeats count for self-consistency alone; stale ratings are counted and used for nothing.
+    {raters, by_rater, rated, replies, repeats, stale, criteria: {criterion: {runs: {run: {value, low, high, n}}, alpha, kappa: {"A, B": ...},
+    self_consistency: {rater: ... + exact}, correlation: {metric: ... + low, high}}}}; each ... is {value, n, reason}, its value None for the
+    reason given. `by_rater` says how many replies each rated, `rated` their sum, and `replies` how many different ones these are. Repeats count for
+    self-consistency alone; stale ratings are counted and used for nothing.
     """
     current = [r for r in ratings if r.runs]
     used = [c for c in QUESTIONS if any(c in r.scores for r in current)]
-    repeats = sum(r.repeat for r in current)
+    first = [r for r in current if not r.repeat]
     return {
-        "raters": sorted({r.rater for r in current}), "rated": len(current) - repeats, "repeats": repeats, "stale": len(ratings) - len(current),
+        "raters": sorted({r.rater for r in current}), "by_rater": dict(sorted(Counter(r.rater for r in first).items())), "rated": len(first),
+        "replies": len({r.item for r in first}), "repeats": len(current) - len(first), "stale": len(ratings) - len(current),
         "criteria": {c: _criterion([r for r in current if c in r.scores], c, metrics) for c in used},
     }  # fmt: skip
 
@@ -55,14 +60,18 @@ def _criterion(ratings: Sequence[Rating], criterion: str, metrics: Mapping[str, 
         "alpha": alpha([list(given.values()) for given in table.values()]),
         "kappa": {f"{a}, {b}": weighted_kappa(scores) for (a, b), scores in pairs.items()},
         "self_consistency": {a: weighted_kappa(s) | {"exact": float(np.mean([x == y for x, y in s])) if s else None} for a, s in own.items()},
-        "correlation": {name: spearman(_points(means, replies, values)) for name, values in metrics.items()},
+        "correlation": {name: correlation(_points(means, replies, values)) for name, values in metrics.items()},
     }  # fmt: skip
 
 
-def _points(means: Mapping[str, float], replies: Mapping[str, Rating], values: Mapping[tuple[str, str], float]) -> list[tuple[float, float]]:
-    """(mean human score, metric) of each reply; runs that gave the same reply have the same value and are one point."""
-    found = ((mean, [values[run, replies[i].row] for run in replies[i].runs if (run, replies[i].row) in values]) for i, mean in means.items())
-    return [(mean, same[0]) for mean, same in found if same]
+def _points(means: Mapping[str, float], replies: Mapping[str, Rating], values: Mapping[tuple[str, str], float]) -> list[Point]:
+    """(test row, mean human score, metric) of each reply; runs that gave the same reply have the same value and are one point."""
+    out = []
+    for item, mean in means.items():
+        row = replies[item].row
+        if same := [values[run, row] for run in replies[item].runs if (run, row) in values]:
+            out.append((row, mean, same[0]))
+    return out
 
 
 def _statistic(value: float | None, n: int, reason: str | None = None) -> Row:
@@ -128,3 +137,30 @@ def spearman(points: Sequence[tuple[float, float]]) -> Row:
 def _ranks(values: Array) -> Array:
     _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[where], dtype=np.float64)
+
+
+def correlation(points: Sequence[Point]) -> Row:
+    """Spearman's of (test row, human score, metric) with its 95% percentile bootstrap interval; none of less than FEWEST rows.
+
+    Rows are drawn with all of their replies, which are alike. Simulated, intervals of 8 to 33 rows cover 92 to 96%, of 5 rows 88 to 91%.
+    """
+    found = spearman([(score, metric) for _, score, metric in points]) | {"low": None, "high": None}
+    names, at = np.unique([row for row, _, _ in points], return_inverse=True)
+    if found["value"] is None or len(names) < FEWEST:
+        return found
+    weights = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)[:, at].astype(np.float64)
+    x, y = (_drawn_ranks(np.array(column), weights) for column in list(zip(*points, strict=True))[1:])
+    spread = np.sqrt((weights * x**2).sum(axis=1) * (weights * y**2).sum(axis=1))
+    varied = spread > 0
+    drawn = (weights * x * y).sum(axis=1)[varied] / spread[varied]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return found | {"low": float(low), "high": float(high)}
+
+
+def _drawn_ranks(values: Array, weights: Array) -> Array:
+    """[resamples, n]: mid-ranks of values that are drawn so often as their weights [resamples, n], less the resample's mean."""
+    order = np.argsort(values, kind="stable")
+    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+    drawn = np.add.reduceat(weights[:, order], np.cumsum(counts) - counts, axis=1)
+    ranks = (np.cumsum(drawn, axis=1) - (drawn - 1) / 2)[:, where]
+    return np.asarray(ranks - (weights * ranks).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True))
