@@ -66,7 +66,8 @@ def test_a_published_set_up_says_what_it_left_unstated(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe["unstated"]
     assert {p["method"] for p in recipe["published"]} <= METHODS.keys()
-    assert all({"method", "bleu4", "rouge_l", "memory_gb", "time_s"} == p.keys() for p in recipe["published"])
+    measured = {"bleu4", "rouge_l", "perplexity", "human", "memory_gb", "time_s"}
+    assert all({"method"} < p.keys() < {"method", *measured} for p in recipe["published"])
 
 
 def test_scaling_down_keeps_the_method_set_up() -> None:

@@ -26,6 +26,11 @@ LIMITS = (
     "Memory and time are measured once a run, on one machine; they have no intervals and no verdicts.",
 )
 
+# What published set-ups measured: the keys of a recipe's `published`.
+PUBLISHED = {
+    "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "perplexity": "perplexity", "human": "human 0–5", "memory_gb": "memory (GB)", "time_s": "time",
+}  # fmt: skip
+
 
 def values(setting: str, rows: Sequence[Row]) -> list[Any]:
     """The different values that the runs were made with, unset ones left out."""
@@ -99,14 +104,20 @@ def published(rows: Sequence[Row]) -> list[Block]:
     if not found.get("published"):
         return []
 
-    def pair(figures: Sequence[float | None]) -> Cell:
-        return Cell(" → ".join(MISSING if v is None else f"{v:g}" for v in figures), figures[-1])
-
-    body = [[Cell(METHODS[p["method"]].title), pair(p["bleu4"]), pair(p["rouge_l"]), pair([p["memory_gb"]]), Cell(duration(p["time_s"]), p["time_s"])]
-            for p in found["published"]]  # fmt: skip
+    # A study that measured something without saying what came of it has the key and no figure.
+    columns = [key for key in PUBLISHED if any(key in p for p in found["published"])]
+    body = [[Cell(METHODS[p["method"]].title), *(_printed(key, p.get(key)) for key in columns)] for p in found["published"]]
     unstated = f"Not comparable with the figures of this report: scales and protocols differ. Left unstated there: {', '.join(found['unstated'])}."
     heading = Heading("Published figures of this set-up")
-    return [heading, Paragraph(unstated, "note"), Table(["method", "BLEU-4", "ROUGE-L", "memory (GB)", "time"], body)]
+    return [heading, Paragraph(unstated, "note"), Table(["method", *(PUBLISHED[key] for key in columns)], body)]
+
+
+def _printed(key: str, figures: Any) -> Cell:
+    """One figure, or those before and after tuning."""
+    known: list[float | None] = figures if isinstance(figures, list) else [figures]
+    if all(v is None for v in known):
+        return Cell("not stated")
+    return Cell(" → ".join(duration(v) if key == "time_s" else MISSING if v is None else f"{v:g}" for v in known), known[-1])
 
 
 def machine(rows: Sequence[Row]) -> list[Block]:
