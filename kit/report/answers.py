@@ -196,17 +196,28 @@ def _average(values: Sequence[float | None]) -> float | None:
 
 
 def human(folder: Path, results: Results) -> Row | None:
-    """What the raters' scores say, with each reply's own BLEU-4 and ROUGE-L beside; None if nobody rated."""
+    """What the raters' scores say, with each reply's own BLEU-4 and ROUGE-L beside, and of each pair of methods; None if nobody rated."""
     from kit.rating.agreement import summary
     from kit.rating.ledger import read_ratings
+    from kit.rating.paired import comparisons
+    from kit.report.verdicts import confounded
 
     if not (ratings := read_ratings(folder)):
         return None
-    metrics: dict[str, dict[tuple[str, str], float]] = {}
+    groups = results.groups()
+    pairs = comparisons(ratings, {m: [Path(r["run"]).name for r in found] for m, found in groups.items()})
+    judged = [v | {"confounded": confounded(groups[v["a"]], groups[v["b"]])} for v in pairs]
+    return summary(ratings, _reply_scores(results)) | {"pairs": judged}
+
+
+def _reply_scores(results: Results) -> dict[str, dict[tuple[str, str], float]]:
+    """{metric: {(run, test row id): the reply's own score}}; scores by other tokens are on other scales, and a metric of their own."""
+    out: dict[str, dict[tuple[str, str], float]] = {}
+    tokens = {r["run"]: r["score_tokens"] for r in results.rows if r["run"] in results.answers}
     for name in ("bleu4", "rouge_l"):
-        found = metrics.setdefault(METRICS[name].title, {})
+        score = partial(bleu_score, effective=True) if name == "bleu4" else METRICS[name].score
         for run, answer in results.answers.items():
-            score = partial(bleu_score, effective=True) if name == "bleu4" else METRICS[name].score
+            called = METRICS[name].title + (f" by {tokens[run]} tokens" if len(set(tokens.values())) > 1 else "")
             scores = score(answer.statistics[name]).tolist()
-            found |= {(Path(run).name, row): score for row, score in zip(answer.ids, scores, strict=True)}
-    return summary(ratings, metrics)
+            out.setdefault(called, {}).update(((Path(run).name, row), value) for row, value in zip(answer.ids, scores, strict=True))
+    return out

@@ -9,13 +9,12 @@ from typing import Any
 
 from kit.config import BASE
 from kit.metrics import METRICS
-from kit.report import about, study
+from kit.report import about, people, study
 from kit.report.answers import Results, by_method
 from kit.report.blocks import Block, Bullets, Cell, Figure, Heading, Paragraph, Sample, Samples, Table
 from kit.report.recommendation import recommendation
 from kit.report.rows import COLUMNS, MISSING, SCORES, SECONDARY, Row, cell, duration, interval, number, plain, title
 from kit.report.verdicts import LEGEND, Verdict, best, both_ways, by_reason, ledger, matrix
-from kit.report.words import names
 from kit.resampling import RESAMPLES
 
 Shown = Callable[[float | None], str]
@@ -65,10 +64,11 @@ def document(given: Inputs) -> list[Block]:
         Paragraph(study.headline(shown, given.found), "headline"),
         Heading("Comparison"), comparison(shown, given.found), *(Paragraph(note, "note") for note in given.notes), *front,
         Heading("Recommendation"), *(Paragraph(p) for p in recommendation(shown, given.found)),
+        *(Paragraph(p) for p in people.advice(given.rated, given.found)),
         *about.introduction(shown), *about.approach(shown, len(unfair), n), *about.data(given.manifest, rows), *lengths,
         Heading("Results"), Bullets(study.results(shown, given.found)), *against_each_other(given.found), *figures,
         *costs(rows), *verdict_table(given.found), *fairness(unfair), *scores(every), *secondary(every), *audit(rows),
-        *forgetting(rows), *human(rows, given.rated), *tasks(rows), *hybrids(rows, shown, given.found),
+        *forgetting(rows), *human(rows, given.rated, given.found), *tasks(rows), *hybrids(rows, shown, given.found),
         Heading("Discussion"), *(Paragraph(p) for p in study.discussion(shown, given.found)),
         *samples(given.results), *gates(rows), *about.published(rows), *about.machine(rows), *about.settings(rows),
         *about.reproduce(rows, given.manifest), *about.limits(rows),
@@ -207,24 +207,16 @@ def forgetting(rows: Sequence[Row]) -> list[Block]:
     return out
 
 
-def human(rows: Sequence[Row], rated: Row | None) -> list[Block]:
-    """Means by run, how the raters agree with each other and with themselves, and what the metrics have to do with their scores."""
+def human(rows: Sequence[Row], rated: Row | None, found: Sequence[Verdict]) -> list[Block]:
+    """Means by run, which method people score higher beside what the metrics say, and how raters and metrics agree; or how to come by such scores."""
     if not rated:
-        return []
+        return people.asked_for(rows)
     labels = {Path(r["run"]).name: r["label"] for r in rows}
     criteria: dict[str, Row] = rated["criteria"]
     runs = [name for name in labels if any(name in c["runs"] for c in criteria.values())]
     body = [[Cell(labels[name]), *(score(c["runs"], name) for c in criteria.values())] for name in runs]
-    stale = f"; {rated['stale']} scores are of replies that have changed since, and left out" if rated["stale"] else ""
-    text = f"{rated['rated']:,} scores from 0 to 5 by {names(rated['raters']) or 'nobody'}, blind{stale}. Means with 95% intervals over replies."
-    agreement = []
-    for name, c in criteria.items():
-        found = {"Krippendorff's alpha": c["alpha"]} | {f"weighted kappa of {p}": v for p, v in c["kappa"].items()}
-        found |= {f"{rater} with themselves (weighted kappa)": v for rater, v in c["self_consistency"].items()}
-        found |= {f"rank correlation with {m}": v for m, v in c["correlation"].items()}
-        for what, v in found.items():
-            agreement.append(f"{name}, {what}: " + (f"{v['value']:.2f} (n = {v['n']})" if v["value"] is not None else f"{MISSING} ({v['reason']})"))
-    return [Heading("Human scores", 3), Paragraph(text), Table(["run", *criteria], body), Bullets(agreement)]
+    means = [Table(["run", *criteria], body)] if body else []
+    return [Heading("Human scores", 3), Paragraph(people.who_scored(rated)), *means, *people.preferences(rated, found), *people.agreement(rated)]
 
 
 def tasks(rows: Sequence[Row]) -> list[Block]:
