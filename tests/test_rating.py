@@ -744,6 +744,8 @@ def test_pairs_and_criteria_are_one_family() -> None:
     assert [v["p_holm"] for v in found] == holm([v["p"] for v in found])
     assert all((v["verdict"] == "worse") == (v["p_holm"] < 0.05) for v in found)
     assert any(v["p"] < 0.05 <= v["p_holm"] for v in found), "what the correction takes back is in the test"
+    aside = [v for v in comparisons(ratings, RUNS | {"dora": ["dora-s0"]}, apart={("base", "dora"), ("lora", "dora")}) if "dora" not in (v["a"], v["b"])]
+    assert [v["p_holm"] for v in aside] == holm([v["p"] for v in aside]), "pairs that nobody may rank weigh on no other"
 
 
 def test_few_rows_and_no_common_row_give_no_verdict() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -22,8 +22,9 @@ WORST, BEST = 0, 5
 SCORE = Metric("Human score", True, lambda rows: np.array([[r, 1.0] for r in rows]), ratio, lambda: "mean of scores from 0 to 5", show=as_is)
 
 
-def comparisons(ratings: Sequence[Rating], methods: Mapping[str, Sequence[str]]) -> list[Row]:
-    """Every pair of the methods, {method: its runs}, that people scored, on every criterion; together one family for Holm's correction.
+def comparisons(ratings: Sequence[Rating], methods: Mapping[str, Sequence[str]], apart: Collection[tuple[str, str]] = ()) -> list[Row]:
+    """Every pair of the methods, {method: its runs}, that people scored, on every criterion; together one family for Holm's correction, but for
+    the pairs `apart`, which nobody may rank and which are a family of their own.
 
     Each is {criterion, a, b, n, raters, delta, low, high, p, p_holm, verdict, over, reason}: `delta` is a minus b over `n` test rows, of which
     each counts the raters who scored all of its replies, so that a strict rater is strict with both methods. Without a `verdict` there is a `reason`.
@@ -34,7 +35,7 @@ def comparisons(ratings: Sequence[Rating], methods: Mapping[str, Sequence[str]])
         given = _scores(first, criterion)
         runs = {m: scored for m, those in methods.items() if (scored := _scored(those, given))}
         found += [{"criterion": criterion, "a": a, "b": b} | _pair(given, {m: runs[m] for m in (a, b)}) for a, b in combinations(runs, 2)]
-    return _corrected(found)
+    return _corrected(found, apart)
 
 
 def _scores(ratings: Sequence[Rating], criterion: str) -> Given:
@@ -65,8 +66,9 @@ def _pair(given: Given, runs: Mapping[str, Sequence[str]]) -> Row:
     if len(raters) < FEWEST:
         a, b = (np.mean([SCORE.value(run["score"]) for run in those]) for those in tables.values())
         return known | _untold(float(a - b), f"fewer than {FEWEST} rows")
+    seeds = {m: [run.partition("-s")[2] for run in those] for m, those in runs.items()}
     # Rows are drawn for rating whatever their source, so they are resampled as one.
-    (v,) = compare(tables, [""] * len(raters), {"score": SCORE}, untrained=[BASE])
+    (v,) = compare(tables, [""] * len(raters), {"score": SCORE}, untrained=[BASE], seeds=seeds)
     ends = {end: float(np.clip(v[end], WORST - BEST, BEST - WORST)) for end in ("low", "high")}
     return known | {k: v[k] for k in ("delta", "p", "p_holm", "verdict", "over")} | ends | {"reason": None}
 
@@ -80,10 +82,11 @@ def _untold(delta: float | None, reason: str) -> Row:
     return dict.fromkeys(("low", "high", "p", "p_holm", "verdict", "over")) | {"delta": delta, "reason": reason}
 
 
-def _corrected(found: Sequence[Row]) -> list[Row]:
-    """With Holm's correction over all pairs that were tested; each was judged alone before."""
-    raised = iter(holm([v["p"] for v in found if v["verdict"]]))
-    return [v | _judged(v["verdict"], next(raised)) if v["verdict"] else v for v in found]
+def _corrected(found: Sequence[Row], apart: Collection[tuple[str, str]]) -> list[Row]:
+    """With Holm's correction over all pairs that were tested and are not apart, and over those that are; each was judged alone before."""
+    aside = [(v["a"], v["b"]) in apart for v in found]
+    raised = {group: iter(holm([v["p"] for v, g in zip(found, aside, strict=True) if v["verdict"] and g == group])) for group in (False, True)}
+    return [v | _judged(v["verdict"], next(raised[group])) if v["verdict"] else v for v, group in zip(found, aside, strict=True)]
 
 
 def _judged(alone: str, p_holm: float) -> Row:

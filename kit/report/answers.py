@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -205,8 +206,10 @@ def human(folder: Path, results: Results) -> Row | None:
     if not (ratings := read_ratings(folder)):
         return None
     groups = results.groups()
-    pairs = comparisons(ratings, {m: [Path(r["run"]).name for r in found] for m, found in groups.items()})
-    judged = [v | {"confounded": confounded(groups[v["a"]], groups[v["b"]])} for v in pairs]
+    reasons = {(a, b): confounded(groups[a], groups[b]) for a, b in combinations(groups, 2)}
+    runs = {m: [Path(r["run"]).name for r in found] for m, found in groups.items()}
+    pairs = comparisons(ratings, runs, apart={pair for pair, why in reasons.items() if why})
+    judged = [v | {"confounded": reasons[v["a"], v["b"]]} for v in pairs]
     return summary(ratings, _reply_scores(results)) | {"pairs": judged}
 
 

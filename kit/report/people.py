@@ -45,8 +45,8 @@ def preferences(rated: Row, found: Sequence[Verdict]) -> list[Block]:
         return []
     heads = ["criterion", "a", "b", "verdict on a", "a − b", "95% interval", "p (Holm)", "rows"]
     caption = (
-        "By people: differences paired by test row and rater, with the intervals and p of the metrics' verdicts, and Holm's correction over this table. "
-        "They are over test rows and hold for these raters; no margin is stated, so no pair is called equivalent."
+        "By people: differences paired by test row and rater, with the intervals and p of the metrics' verdicts; Holm's correction is over this table, "
+        "confounded pairs apart. They are over test rows and hold for these raters; no margin is stated, so no pair is called equivalent."
     )
     table = Table(heads, [_row(v) for v in rated["pairs"]], caption, texts=4, wide=True)
     sentences = beside_metrics(rated, found)
