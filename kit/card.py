@@ -150,8 +150,15 @@ def _results(config: RunConfig, scored: Record | None) -> list[str]:
         lines.append(f"| {METRICS[name].title} | {before} | {after} |")
     said = ["## Results", f"On {scored['all']['bleu4']['n']:,} held-out rows, with 95% bootstrap intervals; BLEU-4 and ROUGE-L from 0 to 100 "
             f"({tokens[1]} tokens), perplexity the lower the better.", "\n".join(lines)]  # fmt: skip
-    lost = (scored.get("forgetting") or {}).get("perplexity")
-    return said + ([f"On general text that it was not tuned on its perplexity is {interval(lost)}."] if lost else [])
+    return said + _beside(scored)
+
+
+def _beside(scored: Record) -> list[str]:
+    """The scores without what resembles training rows, and what was measured elsewhere."""
+    leaks, lost = scored.get("leaks") or {}, (scored.get("forgetting") or {}).get("perplexity")
+    without = ", ".join(f"{METRICS[name].title} {interval(leaks['without'][name])}" for name in ON_THE_HUB) if leaks.get("without") else ""
+    flagged = [f"{leaks['flagged']:,} of these rows resemble training rows{f'; without them: {without}' * bool(without)}."] if leaks.get("flagged") else []
+    return flagged + ([f"On general text its perplexity is {interval(lost)}."] if lost else [])
 
 
 def _loading(config: RunConfig, *, whole: bool, exported: bool) -> list[str]:

@@ -80,6 +80,14 @@ def test_a_score_that_is_missing_is_no_result(made: Callable[..., Any]) -> None:
     assert "nan" not in text.lower().replace("finance", "")
 
 
+def test_what_resembles_training_rows_is_told(made: Callable[..., Any]) -> None:
+    without = scored(bleu4=7.5)["all"]
+    text = made(results=scored() | {"leaks": {"flagged": 200, "ids": [], "without": without}})[0]
+    assert "200 of these rows resemble training rows; without them: BLEU-4 7.50 [7.50, 7.50], ROUGE-L 30.25 [30.25, 30.25], " in text
+    assert "1,234 of these rows resemble training rows." in made(results=scored() | {"leaks": {"flagged": 1234, "ids": [], "without": None}})[0]
+    assert "resemble" not in made(results=scored() | {"leaks": {"flagged": 0, "ids": [], "without": None}})[0]
+
+
 def test_the_base_models_scores_stand_beside_those_of_the_same_data(made: Callable[..., Any], tiny: Make) -> None:
     path = tiny("--method", "base").run_dir / "eval.json"
     write_json(path, scored(bleu4=1.25))

@@ -322,6 +322,18 @@ def test_a_format_that_fails_costs_no_other(tmp_path: Path, monkeypatch: pytest.
     assert {p.name for p in tmp_path.iterdir()} == {"report.md", "report.html"}
 
 
+def test_a_maximum_length_that_cuts_much_is_told() -> None:
+    def found(**fits: int) -> list[str]:
+        return write._cut({"truncated": {"train": {"whole": 9}, "test": fits}, "inputs": {"max_length": 1024}})
+
+    assert found(whole=70, prompt_cut=20, turns_dropped=10) == [
+        "30% of the test rows are longer than the maximum length of 1,024 tokens: prompts lost turns or text, or references their end"
+    ]
+    assert found(whole=80, prompt_cut=20) == []
+    assert found(prompt_cut=3)[0].startswith("100% of")
+    assert write._cut(None) == []
+
+
 def test_runs_on_different_data_are_pointed_out(tiny: Make) -> None:
     made_run(tiny("--method", "base"), ["a"] * 4)
     made_run(tiny("--method", "lora"), ["a"] * 4, data="other")

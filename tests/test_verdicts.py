@@ -63,7 +63,7 @@ def test_a_clear_difference_a_tie_and_a_doubt(tiny: Make) -> None:
         (("--epochs", "3"), {}, "epochs 1 and 3.0"),
         (("--limit-train", "50"), {}, "limit_train None and 50"),
         ((), {"tokens_supervised": 2000}, "1,000 and 2,000 supervised tokens"),
-        (("--seed", "1"), {}, "other seeds"),
+        (("--seed", "1"), {}, "seeds 0 and 1"),
         ((), {"provenance": {"data": "h", "gpu": "Tesla T4", "cpu": "c", "versions": {"python": "3"}}}, "another GPU"),
         ((), {"gates": {"moved": {"passed": False, "detail": "0 of 84 trainable tensors changed"}}}, "not ranked; moved: 0 of 84 trainable tensors changed"),
     ],

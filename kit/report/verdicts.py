@@ -77,8 +77,9 @@ def confounded(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
         for group in groups:
             values = list(dict.fromkeys(repr(r["config"].get(key)) for r in group if uses(r["method"], key)))
             reasons += [f"{key} {' and '.join(values)}"] if len(values) > 1 else []
-    if not base and sorted(r["seed"] for r in first) != sorted(r["seed"] for r in second):
-        reasons.append("other seeds")
+    seeds = [sorted(r["seed"] for r in group) for group in (first, second)]
+    if not base and seeds[0] != seeds[1]:
+        reasons.append(f"seeds {' and '.join(', '.join(map(str, those)) for those in seeds)}")
     for key, name in ALIKE.items():
         # Training is held against training, which the base model has none of, and evaluation against evaluation.
         stages = ("evaluated",) if base else ("provenance", "evaluated")

@@ -28,7 +28,7 @@ SCHEMA = 1
 # Scripts that put no spaces between words, by the names of their letters in Unicode.
 SPACELESS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 # Where a reader is told of it beside the answer.
-RESEMBLING = 0.1
+RESEMBLING, CUT = 0.1, 0.25
 FORMATS = {"md": "markdown", "html": "html", "pdf": "pdf"}
 
 
@@ -58,7 +58,16 @@ def inputs(config: RunConfig) -> Inputs:
         rated = human(folder, results)
     except UserError as error:
         rated, notes = None, [*notes, *error.problems]
-    return Inputs(results, found, notes, [], manifest, stats, rated)
+    return Inputs(results, found, [*notes, *_cut(manifest)], [], manifest, stats, rated)
+
+
+def _cut(manifest: Mapping[str, Any] | None) -> list[str]:
+    """Whether the maximum length cuts a good part of the test rows, so that what is scored is not what was asked."""
+    fits = manifest["truncated"].get("test") if manifest else None
+    if not manifest or not fits or (cut := 1 - fits.get("whole", 0) / sum(fits.values())) <= CUT:
+        return []
+    length = manifest["inputs"]["max_length"]
+    return [f"{cut:.0%} of the test rows are longer than the maximum length of {length:,} tokens: prompts lost turns or text, or references their end"]
 
 
 def unseen(stats: Mapping[str, Any] | None, rows: Sequence[Row]) -> list[str]:
