@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 from test_report import Make, made_run
 
+from kit.files import read_json, write_json
 from kit.report.answers import gather
-from kit.report.figures import draw, errors, pareto, smoothed
+from kit.report.figures import NAMES, draw, errors, front, pareto, smoothed
+from kit.report.rows import Row
 
 STATS = {"max_length": 256, "splits": {"train": {"tokens_by_source": {"alpaca": {f"p{q}": q for q in (5, 25, 50, 75, 95)}}}}}
 
@@ -49,3 +53,93 @@ def test_what_is_there_is_drawn(tiny: Make, tmp_path: Path) -> None:
 def test_nothing_is_drawn_of_nothing(tiny: Make, tmp_path: Path) -> None:
     (made_run(tiny("--method", "base"), ["a", "b"]) / "eval.json").write_text("{")
     assert draw(gather(tiny().run_dir.parent), None, None, tmp_path / "figures") == []
+
+
+def finished(tiny: Make, method: str, reply: str, **costs: float) -> Path:
+    """A run of four rows with other costs than made_run's."""
+    folder = made_run(tiny("--method", method), [reply, "a", "b", "the lake"])
+    write_json(folder / "train.json", read_json(folder / "train.json") | costs)
+    return folder
+
+
+def drawn(tiny: Make, folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Captions and Matplotlib's figures, by name."""
+    canvases: dict[str, Any] = {}
+
+    def keep(figure: Any, path: Path) -> Path:
+        canvases[path.name] = figure
+        return path
+
+    with mock.patch("kit.report.figures._save", keep):
+        captions = {f.name: f.caption for f in draw(gather(tiny().run_dir.parent), None, None, folder)}
+    return captions, canvases
+
+
+def dashed(axes: Any) -> list[Any]:
+    return [line for line in axes.lines if line.get_linestyle() == "--"]
+
+
+def test_a_figure_of_an_earlier_report_goes_and_a_foreign_file_stays(tiny: Make, tmp_path: Path) -> None:
+    made_run(tiny("--method", "lora"), ["a", "b"])
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    for name in ("human_vs_metric.png", "human_vs_metric.svg", "data_lengths.png", "length.svg", "mine.png", "human_vs_metric.pdf"):
+        (folder / name).write_text("of before")
+    made = {f.name for f in draw(gather(tiny().run_dir.parent), None, None, folder)}
+    assert made < set(NAMES)
+    assert {p.name for p in folder.iterdir()} == {f"{n}.{e}" for n in made for e in ("png", "svg")} | {"mine.png", "human_vs_metric.pdf"}
+    assert (folder / "length.svg").read_text() != "of before"
+
+
+def test_a_front_reaches_the_edges_of_its_axes_also_with_a_single_point(tiny: Make, tmp_path: Path) -> None:
+    finished(tiny, "lora", "the lake is blue", train_wall_s=30.0)
+    finished(tiny, "dora", "the lake", train_wall_s=60.0)
+    captions, canvases = drawn(tiny, tmp_path)
+    axes = canvases["time_vs_performance"].axes[0]
+    (line,) = dashed(axes)
+    score = gather(tiny().run_dir.parent).rows[0]["rouge_l"]["value"]
+    assert line.get_xydata().tolist() == [[30.0, axes.get_ylim()[0]], [30.0, score], [axes.get_xlim()[1], score]]
+    assert captions["time_vs_performance"].endswith("what no other method equals or beats in both, by value, which is no verdict: LoRA.")
+
+
+def test_a_cost_that_does_not_differ_clearly_has_no_front_and_starts_at_0(tiny: Make, tmp_path: Path) -> None:
+    finished(tiny, "lora", "the lake is blue", peak_memory_gib=1.009, train_wall_s=30.0)
+    finished(tiny, "dora", "the lake", peak_memory_gib=1.026, train_wall_s=60.0)
+    captions, canvases = drawn(tiny, tmp_path)
+    axes = canvases["memory_vs_performance"].axes[0]
+    assert dashed(axes) == []
+    assert axes.get_xlim()[0] == 0
+    assert captions["memory_vs_performance"] == (
+        "ROUGE-L with 95% intervals against peak memory while training: upper left is best. The ranked methods differ in memory by less than 5%, which is no "
+        "difference in what was measured once: there is no Pareto front."
+    )
+
+
+def test_one_method_has_no_front(tiny: Make, tmp_path: Path) -> None:
+    made_run(tiny("--method", "base"), ["a", "b"])
+    made_run(tiny("--method", "lora"), ["a", "b"])
+    captions, canvases = drawn(tiny, tmp_path)
+    assert dashed(canvases["time_vs_performance"].axes[0]) == []
+    assert captions["time_vs_performance"] == "ROUGE-L with 95% intervals against training time: upper left is best. Dotted: the base model."
+
+
+def test_a_run_that_is_not_ranked_is_on_no_front() -> None:
+    def row(label: str, cost: float, score: float, ranked: bool = True) -> Row:
+        return {"label": label, "cost": cost, "rouge_l": {"value": score}, "ranked": ranked}
+
+    rows = [row("a", 1, 3), row("b", 2, 5), row("c", 3, 4), row("d", 1, 9, ranked=False)]
+    assert [r["label"] for r in front(rows, "cost")] == ["a", "b"]
+
+
+def test_the_sources_of_a_metric_share_its_scale(tiny: Make, tmp_path: Path) -> None:
+    made_run(tiny("--method", "lora"), ["the lake is blue", "a", "the lake", "b"], sources=("alpaca", "tulu"))
+    ends = [ax.get_xlim() for ax in drawn(tiny, tmp_path)[1]["per_source"].axes]
+    assert ends[0] == ends[1]
+    assert ends[2] == ends[3]
+
+
+def test_a_run_that_trains_nothing_is_named_where_it_has_no_curve(tiny: Make, tmp_path: Path) -> None:
+    made_run(tiny("--method", "lora"), ["a", "b"])
+    assert drawn(tiny, tmp_path)[0]["training_loss"].endswith("a twentieth of the steps.")
+    (made_run(tiny("--method", "combined"), ["a", "b"]) / "log.jsonl").unlink()
+    assert drawn(tiny, tmp_path)[0]["training_loss"].endswith("a twentieth of the steps. Combined trains nothing and has no curve.")

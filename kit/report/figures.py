@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,7 +15,9 @@ from kit.methods import METHODS
 from kit.metrics import METRICS
 from kit.report.answers import Results
 from kit.report.blocks import Figure
+from kit.report.ranking import CLEARLY
 from kit.report.rows import Row, curves, plain, title
+from kit.report.words import names, sentence
 
 # Okabe and Ito's palette (2008), its yellow darker to be seen as a line, grey for the base model; then as many more as there are methods.
 COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B5A400", "#000000", "#882255", "#44AA99")
@@ -23,10 +25,14 @@ MARKERS = "osD^vP*Xhd<"
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", *((0, d) for d in ((5, 1), (1, 1), (3, 1, 1, 1), (8, 2), (8, 2, 1, 2), (3, 3), (8, 1, 1, 1, 1, 1))))
 POINTS = 300  # of a loss curve; more cannot be seen
 SPREAD = (5, 25, 50, 75, 95)
+Shared = Literal["none", "row"]
+NAMES = ("bleu_rouge_comparison", "memory_vs_performance", "time_vs_performance", "training_loss", "per_source", "length", "human_vs_metric", "data_lengths")
+ENDINGS = (".png", ".svg")
 
 
 def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, folder: Path) -> list[Figure]:
-    """Draws every figure that there is something for; returns them with captions that say in words what is to be seen."""
+    """Draws every figure that there is something for and removes those of an earlier report; returns them with captions that say in words what is to be
+    seen."""
     rows = [r for r in results.shown if all(plain(r, m) is not None for m in ("bleu4", "rouge_l"))]
     # A method looks the same in every report.
     style = {m: i for i, m in enumerate(dict.fromkeys([BASE, *METHODS, *(r["method"] for r in results.rows)]))}
@@ -41,15 +47,17 @@ def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, f
             _comparison(rows, style, {"": rows}))  # fmt: skip
     for key, name, what, unit in (("peak_memory_gib", "memory", "peak memory while training", "GiB"), ("train_wall_s", "time", "training time", "s")):
         if costed := [r for r in rows if r[key] is not None]:
-            add(f"{name}_vs_performance", f"ROUGE-L with 95% intervals against {what}: upper left is best. The dashed line is the Pareto front: points that "
-                "no other one equals or beats in both, by value, which is no verdict. Dotted: the base model.",
-                _tradeoff(costed, rows, style, key, f"{what} ({unit})"))  # fmt: skip
+            ahead = front(costed, key)
+            caption = f"ROUGE-L with 95% intervals against {what}: upper left is best."
+            add(f"{name}_vs_performance", " ".join([caption, *_said_of_front(costed, ahead, name), *_dotted(rows)]),
+                _tradeoff(costed, ahead, rows, style, key, f"{what} ({unit})"))  # fmt: skip
     if logs := curves(results.rows):
-        add("training_loss", "Training loss by optimiser step, as a running mean over a twentieth of the steps.", _loss(results.rows, logs, style))
-    names = sorted({s for r in rows for s in r["per_source"] or {}})
-    if len(names) > 1:
-        by_source = {s: [r | r["per_source"][s] for r in rows if s in (r["per_source"] or {})] for s in names}
-        add("per_source", "BLEU-4 and ROUGE-L on the test rows of each source, with 95% intervals.", _comparison(rows, style, by_source))
+        caption = "Training loss by optimiser step, as a running mean over a twentieth of the steps."
+        add("training_loss", " ".join([caption, *_without_curve(results.rows)]), _loss(results.rows, logs, style))
+    sources = sorted({s for r in rows for s in r["per_source"] or {}})
+    if len(sources) > 1:
+        by_source = {s: [r | r["per_source"][s] for r in rows if s in (r["per_source"] or {})] for s in sources}
+        add("per_source", "BLEU-4 and ROUGE-L on the test rows of each source, with 95% intervals, a metric on one scale.", _comparison(rows, style, by_source))
     if lengths := _lengths(results):
         add("length", "BLEU-4's tokens a reply: median, middle 50% and 90% of references and each method's first run. BLEU-4 rewards matching length.",
             _boxes(lengths, "tokens a reply: median, middle 50% and 90%"))  # fmt: skip
@@ -57,7 +65,15 @@ def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, f
         add("human_vs_metric", "Mean human score against ROUGE-L, both with 95% intervals.", _human(results.rows, rated, style))
     if stats:
         add("data_lengths", "Tokens a row in every split and source; the dotted line is the maximum length.", _data(stats))
+    _remove(folder, set(NAMES) - {f.name for f in made})
     return made
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    """Figures that an earlier report left and this one does not draw: they would pass for its own."""
+    for name in names:
+        for ending in ENDINGS:
+            (folder / f"{name}{ending}").unlink(missing_ok=True)
 
 
 def draw_lengths(stats: Mapping[str, Any], path: Path) -> Path:
@@ -65,11 +81,11 @@ def draw_lengths(stats: Mapping[str, Any], path: Path) -> Path:
     return _save(_data(stats), path.with_suffix(""))
 
 
-def _figure(panels: int, *, lines: int = 1, width: float = 7.5, height: float = 3.8, sharey: bool = False) -> tuple[Any, list[Any]]:
+def _figure(panels: int, *, lines: int = 1, width: float = 7.5, height: float = 3.8, sharex: Shared = "none", sharey: bool = False) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure as Canvas
 
     figure = Canvas(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(lines, panels, squeeze=False, sharey=sharey).ravel().tolist()
+    axes = figure.subplots(lines, panels, squeeze=False, sharex=sharex, sharey=sharey).ravel().tolist()
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.3)
@@ -110,11 +126,12 @@ def _point(axes: Any, x: float, y: float, k: int, **how: Any) -> None:
 
 
 def _comparison(rows: Sequence[Row], style: Mapping[str, int], groups: Mapping[str, Sequence[Row]]) -> Any:
-    """A panel for each metric and group, methods from top to bottom, so that no legend is needed."""
+    """A panel for each metric and group, methods from top to bottom, so that no legend is needed; the groups of a metric share its scale."""
     labels = [r["label"] for r in rows]
     metrics = ("bleu4", "rouge_l")
     lines, panels = (2, len(groups)) if len(groups) > 1 else (1, 2)
-    figure, axes = _figure(panels, lines=lines, width=max(7.5, 2 + 2.2 * panels), height=lines * (1.1 + 0.3 * len(rows)), sharey=True)
+    shared: Shared = "row" if len(groups) > 1 else "none"  # a line is a metric
+    figure, axes = _figure(panels, lines=lines, width=max(7.5, 2 + 2.2 * panels), height=lines * (1.1 + 0.3 * len(rows)), sharex=shared, sharey=True)
     for ax, (metric, group) in zip(axes, ((m, g) for m in metrics for g in groups), strict=True):
         for row in (r for r in groups[group] if plain(r, metric) is not None):
             at = labels.index(row["label"])
@@ -132,19 +149,61 @@ def _comparison(rows: Sequence[Row], style: Mapping[str, int], groups: Mapping[s
     return figure
 
 
-def _tradeoff(rows: Sequence[Row], every: Sequence[Row], style: Mapping[str, int], key: str, what: str) -> Any:
+def _tradeoff(rows: Sequence[Row], ahead: Sequence[Row], every: Sequence[Row], style: Mapping[str, int], key: str, what: str) -> Any:
+    """A cost starts at 0, so that distances are proportions and a difference without meaning looks like none."""
     figure, (axes,) = _figure(1)
     for base in (r for r in every if r["method"] == BASE):
         axes.axhline(base["rouge_l"]["value"], color="black", linestyle=":", linewidth=1, label="base")
-    if front := pareto([(r[key], r["rouge_l"]["value"]) for r in rows if r["ranked"]]):
-        axes.plot(*zip(*front, strict=True), color="black", linewidth=1, linestyle="--", drawstyle="steps-post", zorder=1)
     for row in rows:
         _point(axes, row[key], row["rouge_l"]["value"], style[row["method"]], yerr=errors(row["rouge_l"]), label=row["label"])
-    axes.margins(x=0.1, y=0.1)
+    axes.margins(y=0.1)
+    axes.set_xlim(0, 1.1 * max(r[key] for r in rows) or 1)
+    if ahead:
+        _front_line(axes, [(r[key], r["rouge_l"]["value"]) for r in ahead])
     axes.set_xlabel(what)
     axes.set_ylabel("ROUGE-L (0–100)")
     _legend(axes)
     return figure
+
+
+def _front_line(axes: Any, points: Sequence[tuple[float, float]]) -> None:
+    """The front's edge out to the axes: up to its first point, in steps from point to point, and on to the right. So a single point has one too."""
+    right, bottom = axes.get_xlim()[1], axes.get_ylim()[0]
+    (first, _), (_, last) = points[0], points[-1]
+    xs, ys = zip((first, bottom), *points, (right, last), strict=True)
+    axes.plot(xs, ys, color="black", linewidth=1, linestyle="--", drawstyle="steps-post", zorder=1, scalex=False, scaley=False)
+
+
+def front(rows: Sequence[Row], key: str) -> list[Row]:
+    """The ranked rows that no other one equals or beats in cost and ROUGE-L, by rising cost; none where the costs do not clearly differ."""
+    ranked = [r for r in rows if r["ranked"]]
+    if len(ranked) < 2 or alike([r[key] for r in ranked]):
+        return []
+    at = {(r[key], r["rouge_l"]["value"]): r for r in reversed(ranked)}
+    return [at[point] for point in pareto(list(at))]
+
+
+def alike(costs: Sequence[float]) -> bool:
+    """Whether costs are too close to each other to be different: each was measured once."""
+    return min(costs) >= CLEARLY * max(costs)
+
+
+def _said_of_front(rows: Sequence[Row], ahead: Sequence[Row], cost: str) -> list[str]:
+    if ahead:
+        who = names([r["label"] for r in ahead])
+        return [f"The dashed line is the Pareto front, what no other method equals or beats in both, by value, which is no verdict: {who}."]
+    few = f"The ranked methods differ in {cost} by less than {1 - CLEARLY:.0%}, which is no difference in what was measured once: there is no Pareto front."
+    return [few] if sum(r["ranked"] for r in rows) > 1 else []
+
+
+def _dotted(rows: Sequence[Row]) -> list[str]:
+    return ["Dotted: the base model."] if any(r["method"] == BASE for r in rows) else []
+
+
+def _without_curve(rows: Sequence[Row]) -> list[str]:
+    """What is combined of trained runs takes no step of its own."""
+    untrained = dict.fromkeys(title(r["method"]) for r in rows if r["method"] in METHODS and len(METHODS[r["method"]].parts) > 1)
+    return [sentence(f"{names(list(untrained))} trains nothing and has no curve.")] if untrained else []
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
