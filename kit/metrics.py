@@ -6,9 +6,11 @@ comparisons (kit.statistics) cost one matrix product. Scores are on the scale th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import numpy.typing as npt
 
 from kit.config import CHOICES
 from kit.errors import UserError, unknown
+from kit.resampling import ALPHA
 from kit.statistics import intervals
 from kit.tokens import STANDARD, Symbols, vocabulary
 
@@ -36,6 +39,7 @@ class Metric:
     """`statistics`: rows -> [n, k]; `score`: sums [..., k] -> [...], on the scale that seeds are averaged and methods compared on, in `unit`;
     `show`: from that scale to the reported one, rising. `signature` says what exactly was computed. Differences below `margin` do not
     matter; None if nobody can say. `inputs`: the columns that are read. `by_tokens`: `statistics` and `signature` also take a scheme of kit.tokens.
+    `proportion`: the score is the percentage of rows that are right.
     """
 
     title: str
@@ -49,6 +53,7 @@ class Metric:
     secondary: bool = False
     inputs: tuple[str, str] = ("prediction", "reference")
     by_tokens: bool = False
+    proportion: bool = False
 
     def value(self, statistics: Array) -> float | None:
         """The score of these rows as it is reported; None if it is not finite."""
@@ -203,7 +208,8 @@ METRICS: dict[str, Metric] = {
         show=lambda scores: np.maximum(np.exp(scores / 100), 1.0), unit="log %", margin=2.0, inputs=("nll", "nll_tokens"),
     ),
     "chrf": Metric("chrF", True, chrf_statistics, chrf_score, lambda: "corpus chrF2|nrefs:1|case:mixed|nc:6|nw:0|space:no", secondary=True),
-    "exact_match": Metric("Exact match", True, exact_statistics, ratio, lambda: "% equal|case:mixed|outer space stripped", secondary=True),
+    "exact_match": Metric("Exact match", True, exact_statistics, ratio, lambda: "% equal|case:mixed|outer space stripped", secondary=True,
+                          proportion=True),
     "length_ratio": Metric(
         "Length ratio", None, length_statistics, ratio, lambda tokens=STANDARD: f"sum of reply / sum of reference tokens|tok:{tokens}",
         show=lambda scores: np.maximum(scores, 0.0), unit="", secondary=True, by_tokens=True,
@@ -233,7 +239,7 @@ def split_by(tokens: str) -> dict[str, Metric]:
 
 
 def scores(rows: Sequence[Row], tokens: str = STANDARD) -> dict[str, dict[str, Any]]:
-    """Every metric over the rows: {metric: {value, low, high, n, signature}}, with 95% bootstrap intervals over rows."""
+    """Every metric over the rows: {metric: {value, low, high, n, signature}}, with 95% intervals over rows: bootstrap ones, of proportions Wilson's."""
     return dict(scores_by_source(rows, tokens)["all"])
 
 
@@ -247,7 +253,22 @@ def scores_by_source(rows: Sequence[Row], tokens: str = STANDARD) -> dict[str, A
     for block in (out["all"], *out["per_source"].values()):
         for name, score in block.items():
             score["signature"] = metrics[name].signature()
+            if metrics[name].proportion and score["low"] is not None:
+                score["low"], score["high"] = wilson(score["value"], score["n"])
     return out
+
+
+def wilson(value: float, n: int) -> tuple[float, float]:
+    """The 95% score interval of a percentage of n rows (Wilson 1927, "Probable inference, the law of succession, and statistical inference").
+
+    Rows that are all right or all wrong leave a bootstrap nothing to vary; this interval has a width then too.
+    """
+    z, share = NormalDist().inv_cdf(1 - ALPHA / 2), value / 100
+    middle = share + z**2 / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    low, high = (100 * end / (1 + z**2 / n) for end in (middle - half, middle + half))
+    # Rounding can put an end on the value's wrong side by a hair, and so beyond the scale.
+    return max(0.0, min(low, value)), min(100.0, max(high, value))
 
 
 def as_evaluate(name: str) -> Any:

@@ -15,7 +15,19 @@ import numpy as np
 import pytest
 
 from kit.errors import UserError
-from kit.metrics import METRICS, as_evaluate, bleu_score, bleu_statistics, chrf_score, chrf_statistics, rouge_statistics, scores, scores_by_source, split_by
+from kit.metrics import (
+    METRICS,
+    as_evaluate,
+    bleu_score,
+    bleu_statistics,
+    chrf_score,
+    chrf_statistics,
+    rouge_statistics,
+    scores,
+    scores_by_source,
+    split_by,
+    wilson,
+)
 from kit.tokens import vocabulary
 
 # Right, wrong, empty and blank answers, and text that tokenisers, lower case and n-gram counting treat in their own ways.
@@ -148,6 +160,22 @@ def test_the_interval_of_a_mean_has_the_textbook_width() -> None:
 def test_an_interval_ends_with_the_scale() -> None:
     made = scores(rows([("a b c d e", "a b c d e"), ("a b c d e", "a b c d e"), ("x", "y")]))
     assert (made["rouge_l"]["low"], made["rouge_l"]["high"]) == (0, 100)
+
+
+@pytest.mark.parametrize(("value", "n", "ends"), [(0.0, 60, (0, 6.02)), (100.0, 60, (93.98, 100)), (50.0, 2, (9.45, 90.55)), (20.0, 10, (5.67, 50.98))])
+def test_an_interval_of_a_proportion_is_wilsons(value: float, n: int, ends: tuple[float, float]) -> None:
+    assert wilson(value, n) == pytest.approx(ends, abs=0.005)
+    assert wilson(value, n)[0] <= value <= wilson(value, n)[1]
+
+
+@pytest.mark.parametrize(("reply", "ends"), [("b", (0, 6.02)), ("a", (93.98, 100))])
+def test_a_proportion_of_none_or_all_has_an_interval_with_a_width(reply: str, ends: tuple[float, float]) -> None:
+    made = [row | {"source": "st"[i % 2]} for i, row in enumerate(rows([(reply, "a")] * 60))]
+    found = scores_by_source(made)
+    assert (found["all"]["exact_match"]["low"], found["all"]["exact_match"]["high"]) == pytest.approx(ends, abs=0.005)
+    assert found["per_source"]["s"]["exact_match"]["high"] - found["per_source"]["s"]["exact_match"]["low"] == pytest.approx(11.35, abs=0.005)
+    # Where no source has two rows there is no interval, here as elsewhere.
+    assert scores([rows([("a", "a")])[0] | {"source": s} for s in "st"])["exact_match"]["low"] is None
 
 
 def test_scores_that_overflow_are_null() -> None:
