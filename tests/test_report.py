@@ -293,6 +293,13 @@ def test_what_an_evaluation_adds_is_shown(tiny: Make) -> None:
     assert notes[1].startswith("50% of the test rows resemble training rows")
 
 
+@pytest.mark.parametrize(("tokens", "named"), [({"lora": "13a"}, "13a"), ({"lora": "zh", "dora": "13a"}, "zh/13a")])
+def test_lengths_say_whose_tokens_they_count(tiny: Make, tokens: dict[str, str], named: str) -> None:
+    for method, by in tokens.items():
+        made_run(tiny("--method", method), ["a"] * 4, score_tokens=by)
+    assert f"| run | empty | unfinished | the model's tokens a reply | times the reference's length ({named} tokens) |" in build(tiny())[2]
+
+
 def test_human_scores_are_shown_with_their_agreement(tiny: Make) -> None:
     from kit.rating.deck import deck, items
     from kit.rating.ledger import CRITERIA, open_ledger

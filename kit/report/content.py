@@ -166,7 +166,7 @@ def scores(rows: Sequence[Row]) -> list[Block]:
 def secondary(rows: Sequence[Row]) -> list[Block]:
     known = [r for r in rows if any(r[m] for m in SECONDARY)]
     body = [[Cell(cell("label", r, None)), *(score(r, m) for m in SECONDARY)] for r in known]
-    text = "No verdicts are drawn from these. Over several seeds they are plain means."
+    text = "No verdicts are drawn from these. Intervals of exact match are Wilson's, of the others bootstrap ones. Over several seeds they are plain means."
     table = Table(["run", *(METRICS[m].title for m in SECONDARY)], body, wide=True)
     return [Heading("Secondary metrics", 3), Paragraph(text), table] if known else []
 
@@ -178,7 +178,9 @@ def audit(rows: Sequence[Row]) -> list[Block]:
         return []
     body = [[Cell(r["label"]), amount(g["empty"], 0), amount(g["unfinished"], 0), amount(g["mean_reply_tokens"], 1), amount(plain(r, "length_ratio"), 2)]
             for r in made if (g := r["generation"])]  # fmt: skip
-    out: list[Block] = [Heading("Length and leaks", 3), Table(["run", "empty", "unfinished", "tokens a reply", "times the reference's length"], body)]
+    by = "/".join(dict.fromkeys(r["score_tokens"] for r in made))
+    heads = ["run", "empty", "unfinished", "the model's tokens a reply", f"times the reference's length ({by} tokens)"]
+    out: list[Block] = [Heading("Length and leaks", 3), Table(heads, body)]
     if leaky := [(r, x) for r in rows if (x := r["leaks"]) and x["flagged"]]:
         text = "Scores of all test rows, and without those whose prompt or first question is also in training."
         body = [[Cell(r["label"]), amount(x["flagged"], 0),
