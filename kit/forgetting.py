@@ -1,16 +1,18 @@
-"""What tuning costs elsewhere: perplexity and KL divergence from the base model on general text that was not tuned on."""
+"""What tuning costs elsewhere: perplexity and KL divergence from the base model on general text, and how much of it the training rows hold."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from kit import dataset
+from kit.audit import WORD
 from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.errors import UserError
@@ -25,6 +27,11 @@ BUILTIN, NONE = "builtin", "none"
 DOCUMENTS, SEED = 128, "general text"
 # A chunk and the token before it make 256; at most TOKENS are looked at, evenly spread over the text.
 LENGTH, TOKENS = 255, 2**16
+# Words in a row that two texts have in common only if one knows the other, as in Chowdhery et al. 2022 ("PaLM"). Of documentation of two unrelated programs
+# 0.0 to 0.2% are the same, but 9 to 20% of the triples: these are those of the language.
+GRAM = 8
+# A text of which more than this share is in the training rows is not apart from them.
+SEEN = 0.05
 KL = Metric("KL", None, lambda _: np.empty((0, 2)), ratio, lambda: "mean over tokens of KL(base || run)", show=lambda x: np.maximum(x, 0), unit="nats a token")
 
 
@@ -152,7 +159,7 @@ def measure(config: RunConfig, model: Any, text: Text, exams: Sequence[Exam], pa
     """(the block of eval.json, why something in it is missing): perplexity before and after, and KL(base || run) in nats a token."""
     from kit.model import free_memory, load_trained
 
-    reason = None
+    reason, shared = None, overlap(text, dataset.rows(config, "train"))
     for compared in (False,) if config.method == BASE else (True, False):
         base = table = None
         try:
@@ -165,10 +172,24 @@ def measure(config: RunConfig, model: Any, text: Text, exams: Sequence[Exam], pa
         del base
         free_memory()
         if table is not None:
-            return _block(text, table, compared), reason
+            return _block(text, table, compared) | {"overlap": shared}, reason
         reason = "out of memory with both models" if compared else "out of memory"
         say(f"forgetting: {reason}")
     return None, reason
+
+
+def overlap(text: Text, rows: Iterable[Mapping[str, Any]]) -> float | None:
+    """The share of the text's sequences of GRAM words, each counted once, that occur in the training rows; None if no document is so long."""
+    grams = {gram for document in text.documents for gram in _grams(document)}
+    found: set[tuple[str, ...]] = set()
+    for row in rows:
+        found |= grams.intersection(_grams(" ".join(m["content"] for m in row["messages"])))
+    return len(found) / len(grams) if grams else None
+
+
+def _grams(text: str) -> Iterator[tuple[str, ...]]:
+    words = WORD.findall(text.lower())
+    return zip(*(words[i:] for i in range(GRAM)), strict=False)
 
 
 def _block(text: Text, table: Any, compared: bool) -> dict[str, Any]:

@@ -14,10 +14,10 @@ import pytest
 from conftest import ROOT
 from hub_server import Hub, Repo
 
-from kit import forgetting
+from kit import dataset, forgetting
 from kit.config import RunConfig, load_recipe, recipes
 from kit.errors import UserError
-from kit.forgetting import HUB, LENGTH, TOKENS, Text, chunks, divergences, load, measure, measured
+from kit.forgetting import HUB, LENGTH, TOKENS, Text, chunks, divergences, load, measure, measured, overlap
 from kit.prompts import Renderer
 
 Make = Callable[..., RunConfig]
@@ -86,6 +86,7 @@ def test_out_of_memory_with_two_models_leaves_the_perplexity_and_the_reason(mode
     assert (calls, reason) == (["base"], None)
     assert whole is not None
     assert 0 <= whole["kl"]["low"] < whole["kl"]["value"] < whole["kl"]["high"]
+    assert whole["overlap"] == overlap(text, dataset.rows(run, "train"))
     compute = divergences
 
     def crowded(model: Any, other: Any, *rest: Any) -> Any:
@@ -173,6 +174,32 @@ def test_measured_means_the_same_text(tiny: Make, tmp_path: Path) -> None:
     assert not measured({}, own)
     path.write_text("another", encoding="utf-8")
     assert not measured(record, own)
+
+
+def row(*turns: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": turn} for turn in turns]}
+
+
+def test_the_share_of_a_text_that_the_training_rows_hold_is_counted() -> None:
+    first, second = "One two three four five six seven eight nine.", "a b c d e f g h"
+    rows = [row("Say it.", f"He said:\nONE two  three four five six seven eight {second.upper()}"), row("other words")]
+    assert overlap(Text("x", "", [first]), rows) == 0.5
+    assert overlap(Text("x", "", [first, second, first]), rows) == pytest.approx(2 / 3)
+    assert overlap(Text("x", "", ["nothing of this is in any of the rows"]), rows) == 0
+    assert overlap(Text("x", "", ["too short", ""]), rows) is None
+
+
+def test_a_text_of_training_rows_is_known_as_such(ready: Make, tmp_path: Path) -> None:
+    run = ready()
+    rows = dataset.rows(run, "train")
+    path = tmp_path / "general.jsonl"
+    path.write_text("".join(json.dumps({"text": r["messages"][-1]["content"]}) + "\n" for r in rows[:200]))
+    own, built_in = load(ready("--forgetting-text", str(path)))[0], load(run)[0]
+    assert own is not None
+    assert built_in is not None
+    assert overlap(own, rows) == 1
+    # Both are of the built-in world, but for what the model was pretrained on other sentences are made.
+    assert 0.1 < (overlap(built_in, rows) or 0) < 0.3
 
 
 def test_hub_models_are_measured_on_the_hub_text() -> None:

@@ -293,6 +293,27 @@ def test_what_an_evaluation_adds_is_shown(tiny: Make) -> None:
     assert notes[1].startswith("50% of the test rows resemble training rows")
 
 
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ({}, "How much of it the training rows hold was not checked."),
+        ({"lora": 0.0004, "base": 0.9}, "Of its sequences of 8 words 0.04% occur in the training rows."),
+        (
+            {"lora": 1.0, "dora": 0.002},
+            "Of its sequences of 8 words 0.2% to 100%, by run, occur in the training rows: tuning saw part",
+        ),
+    ],
+)
+def test_a_general_text_is_said_to_be_apart_only_as_far_as_that_was_checked(tiny: Make, shares: dict[str, float], said: str) -> None:
+    perplexity = {"value": 20.0, "low": 19.0, "high": 21.0}
+    for method in ("base", "lora", "dora"):
+        found = {"text": "general", "sha256": "x", "tokens": 9, "perplexity": perplexity, "kl": None}
+        made_run(tiny("--method", method), ["a"] * 2, forgetting=found | ({"overlap": shares[method]} if method in shares else {}))
+    text = build(tiny())[2]
+    assert "On 9 tokens of general text (general, SHA-256 x): perplexity before and after" in text
+    assert said in text
+
+
 @pytest.mark.parametrize(("tokens", "named"), [({"lora": "13a"}, "13a"), ({"lora": "zh", "dora": "13a"}, "zh/13a")])
 def test_lengths_say_whose_tokens_they_count(tiny: Make, tokens: dict[str, str], named: str) -> None:
     for method, by in tokens.items():

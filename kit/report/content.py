@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.config import BASE
+from kit.forgetting import GRAM, SEEN
 from kit.metrics import METRICS
 from kit.report import about, people, study
 from kit.report.answers import Results, by_method
@@ -202,11 +203,23 @@ def forgetting(rows: Sequence[Row]) -> list[Block]:
                 for r in those if (f := r["forgetting"])]  # fmt: skip
         first = those[0]["forgetting"]
         text = (
-            f"On {first['tokens']:,} tokens of general text that no run was tuned on ({first['text']}, SHA-256 {str(digest)[:12]}): perplexity before and "
-            "after, and the mean Kullback-Leibler divergence of the run's next-token probabilities from the base model's, in nats a token."
+            f"On {first['tokens']:,} tokens of general text ({first['text']}, SHA-256 {str(digest)[:12]}): perplexity before and after, and the mean "
+            "Kullback-Leibler divergence of the run's next-token probabilities from the base model's, in nats a token. "
+            + _tuned_on([r for r in those if r["method"] != BASE] or those)
         )
         out += [Paragraph(text), Table(["run", "perplexity before", "perplexity after", "KL(base || run)"], body)]
     return out
+
+
+def _tuned_on(rows: Sequence[Row]) -> str:
+    """How much of a general text the training rows hold, as it was found when forgetting was measured."""
+    known = sorted(x for r in rows if (x := r["forgetting"].get("overlap")) is not None)
+    if not known:
+        return "How much of it the training rows hold was not checked."
+    least, most = (f"{100 * x:.3g}%" for x in (known[0], known[-1]))
+    share = least if least == most else f"{least} to {most}, by run,"
+    effect = ": tuning saw part of this text, and more may be forgotten of another" if known[-1] > SEEN else ""
+    return f"Of its sequences of {GRAM} words {share} occur in the training rows{effect}."
 
 
 def human(rows: Sequence[Row], rated: Row | None, found: Sequence[Verdict]) -> list[Block]:

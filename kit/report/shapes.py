@@ -32,7 +32,7 @@ EVALUATION = KNOWN | {
     "per_source": {...: SCORES},
     "generation": Maybe({"empty": NUMBER, "unfinished": NUMBER, "mean_reply_tokens": NUMBER, "wall_s": Maybe(NUMBER), "peak_memory_gib": Maybe(NUMBER)}),
     "leaks": Maybe({"flagged": NUMBER, "ids": Maybe([str]), "without": Maybe(SCORES)}),
-    "forgetting": Maybe({"text": str, "sha256": str, "tokens": NUMBER, "perplexity": SCORE, "kl": Maybe(SCORE)}),
+    "forgetting": Maybe({"text": str, "sha256": str, "tokens": NUMBER, "perplexity": SCORE, "kl": Maybe(SCORE), "overlap": Maybe(NUMBER)}),
     "predictions_sha256": Maybe(str),
     "score_tokens": Maybe(str),
 }
