@@ -99,6 +99,33 @@ def test_the_report_says_what_the_runs_used_and_not_what_its_own_flags_say(tiny:
     assert wanted in text
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ((), "Recipe: The built-in model and data, offline, on the CPU."),
+        (("--forgetting-text", "none"), "Recipe: The built-in model and data"),
+        (
+            ("--limit-train", "96", "--limit-test", "6000"),
+            "These runs are a trial of recipe tiny, on the built-in model with 96 training rows and 600 test rows, computed in float32. The recipe "
+            "itself: The built-in model and data, offline, on the CPU.",
+        ),
+        (
+            ("--recipe", "t4-lora-dora", "--scale-down"),
+            "These runs are a trial of recipe t4-lora-dora, on the built-in model with 1,800 training rows and 600 test rows, computed in float32. The set-up "
+            "itself, as published: LoRA against DoRA on a T4 without quantisation",
+        ),
+        (
+            ("--recipe", "t4", "--precision", "float32"),
+            "These runs change the recipe by the flags under How to reproduce. The recipe itself: google/gemma-3-1b-it on",
+        ),
+    ],
+)
+def test_a_recipe_is_quoted_as_what_these_runs_are_of_it(tiny: Make, flags: tuple[str, ...], said: str) -> None:
+    for method in ("base", "lora"):
+        made_run(tiny(*flags, "--method", method, "--name", "tiny"), ["a lake"] * 3)
+    assert said in build(tiny())[2]
+
+
 def test_scores_of_a_run_that_is_not_trained_to_its_end_are_no_result(tiny: Make) -> None:
     for method in ("lora", "dora", "qlora"):
         made_run(tiny("--method", method), ["the lake is blue"] * 3)

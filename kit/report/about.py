@@ -47,8 +47,31 @@ def introduction(rows: Sequence[Row]) -> list[Block]:
     models = names([str(m) for m in values("model", rows)]) or "the model"
     subject = f"This study compares {names(tuned)}" if len(tuned) > 1 else f"This study looks at {tuned[0] if tuned else 'the base model'}"
     text = f"{subject} on {models}: what does each give in the quality of replies, and what does it need in memory and time?"
-    about = [Paragraph(f"Recipe: {recipe(rows)['about']}")] if recipe(rows) else []
+    about = [Paragraph(_set_up(rows, recipe(rows)))] if recipe(rows) else []
     return [Heading("Introduction"), Paragraph(text), *about, *([Paragraph(BUILT_IN, "note")] if built_in(rows) else [])]
+
+
+def _set_up(rows: Sequence[Row], found: Mapping[str, Any]) -> str:
+    """What the recipe says of itself. It describes the whole set-up, so what these runs have of their own comes first."""
+    whole = "The set-up itself, as published" if found.get("published") else "The recipe itself"
+    if any(values(trial, rows) not in ([], [False]) for trial in ("scale_down", "limit_train", "limit_test")):
+        used = [f"{n} {what} rows" for what, split in (("training", "train"), ("test", "test")) if (n := _used(rows, split))]
+        model = "the built-in model" if built_in(rows) else names([str(m) for m in values("model", rows)])
+        computed = dict.fromkeys(p["name"] for r in rows if (p := r["precision"]))
+        how = f", computed in {names([*computed])}" if computed else ""
+        return (
+            f"These runs are a trial of recipe {values('recipe', rows)[0]}, on {model} with {names(used)}{how}. {whole}: {found['about']}"
+        )
+    if any(_changes(r).keys() - {"forgetting_text", "score_tokens"} for r in rows if r["config"]):
+        return f"These runs change the recipe by the flags under How to reproduce. {whole}: {found['about']}"
+    return f"Recipe: {found['about']}"
+
+
+def _used(rows: Sequence[Row], split: str) -> str:
+    """How many rows of a split the runs used; the base model is trained on none."""
+    known = [c for r in rows if (c := r["config"]) and not (split == "train" and r["method"] == BASE)]
+    totals = [(c.get(f"{split}_per_source") or 0) * len(c.get("source") or []) for c in known]
+    return " or ".join(f"{n:,}" for n in sorted({min(total, c.get(f"limit_{split}") or total) for c, total in zip(known, totals, strict=True)}))
 
 
 def approach(rows: Sequence[Row], unfair: int, n: int | None) -> list[Block]:
@@ -181,26 +204,29 @@ def reproduce(rows: Sequence[Row], manifest: Mapping[str, Any] | None) -> list[B
 
 def _command(row: Row) -> tuple[str, str]:
     """(Make's variables, other flags) that give a run's settings back."""
-    config, text = row["config"], (row["forgetting"] or {}).get("text")
-    name = config["name"]
-    variables = f"RECIPE={config['recipe']}" + (f" NAME={name}" if name != config["recipe"] else "")
-    try:
-        usual = resolve({"recipe": config["recipe"], "name": name, "method": config["method"], "scale_down": config.get("scale_down", False)})
-        standard = usual.identity() | {k: getattr(usual, k) for k in ("forgetting_text", "score_tokens")}
-    except UserError:  # a recipe that is no longer there
-        standard = {}
-    config = config | ({"forgetting_text": asked(text)} if text else {}) | ({"score_tokens": tokens} if (tokens := row["score_tokens"]) else {})
+    config = row["config"]
+    variables = f"RECIPE={config['recipe']}" + (f" NAME={config['name']}" if config["name"] != config["recipe"] else "")
     flags = ["--scale-down"] if config.get("scale_down") else []
-    for key, field in fields().items():
-        value = config.get(key)
-        if key in ("recipe", "name", "method", "seed", "scale_down") or key not in config or value == standard.get(key) or value is None:
-            continue
-        option = f"--{key.replace('_', '-')}"
+    for key, value in _changes(row).items():
+        option, field = f"--{key.replace('_', '-')}", fields()[key]
         if field.kind is bool:
             flags.append(option if value else option.replace("--", "--no-", 1))
         else:
             flags += [part for v in (value if field.repeat else [value]) for part in (option, str(v))]
     return variables, shlex.join(flags)
+
+
+def _changes(row: Row) -> dict[str, Any]:
+    """The settings in which a run differs from what its recipe gives its method."""
+    config, text = row["config"], (row["forgetting"] or {}).get("text")
+    try:
+        usual = resolve({"recipe": config["recipe"], "name": config["name"], "method": config["method"], "scale_down": config.get("scale_down", False)})
+        standard = usual.identity() | {k: getattr(usual, k) for k in ("forgetting_text", "score_tokens")}
+    except UserError:  # a recipe that is no longer there
+        standard = {}
+    config = config | ({"forgetting_text": asked(text)} if text else {}) | ({"score_tokens": tokens} if (tokens := row["score_tokens"]) else {})
+    named = ("recipe", "name", "method", "seed", "scale_down")
+    return {k: v for k in fields() if k not in named and k in config and (v := config[k]) is not None and v != standard.get(k)}
 
 
 def limits(rows: Sequence[Row]) -> list[Block]:
