@@ -59,9 +59,7 @@ def _set_up(rows: Sequence[Row], found: Mapping[str, Any]) -> str:
         model = "the built-in model" if built_in(rows) else names([str(m) for m in values("model", rows)])
         computed = dict.fromkeys(p["name"] for r in rows if (p := r["precision"]))
         how = f", computed in {names([*computed])}" if computed else ""
-        return (
-            f"These runs are a trial of recipe {values('recipe', rows)[0]}, on {model} with {names(used)}{how}. {whole}: {found['about']}"
-        )
+        return f"These runs are a trial of recipe {values('recipe', rows)[0]}, on {model} with {names(used)}{how}. {whole}: {found['about']}"
     if any(_changes(r).keys() - {"forgetting_text", "score_tokens"} for r in rows if r["config"]):
         return f"These runs change the recipe by the flags under How to reproduce. {whole}: {found['about']}"
     return f"Recipe: {found['about']}"

@@ -31,7 +31,10 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Bullets:
+    """`small`: in smaller type, to be looked up and not read through."""
+
     items: Sequence[str]
+    small: bool = False
 
 
 @dataclass(frozen=True)

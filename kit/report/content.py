@@ -14,6 +14,7 @@ from kit.report import about, people, study
 from kit.report.answers import Results, by_method
 from kit.report.blocks import Block, Bullets, Cell, Figure, Heading, Paragraph, Sample, Samples, Table
 from kit.report.recommendation import recommendation
+from kit.report.references import references
 from kit.report.rows import COLUMNS, MISSING, SCORES, SECONDARY, Row, cell, duration, interval, number, plain, title
 from kit.report.verdicts import LEGEND, Verdict, best, both_ways, by_reason, ledger, matrix
 from kit.resampling import RESAMPLES
@@ -72,7 +73,7 @@ def document(given: Inputs) -> list[Block]:
         *forgetting(rows), *human(rows, given.rated, given.found), *tasks(rows), *hybrids(rows, shown, given.found),
         Heading("Discussion"), *(Paragraph(p) for p in study.discussion(shown, given.found)),
         *samples(given.results), *gates(rows), *about.published(rows), *about.machine(rows), *about.settings(rows),
-        *about.reproduce(rows, given.manifest), *about.limits(rows),
+        *about.reproduce(rows, given.manifest), *about.limits(rows), *references(rows, given.found, given.rated),
     ]  # fmt: skip
 
 
