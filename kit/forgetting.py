@@ -179,8 +179,12 @@ def measure(config: RunConfig, model: Any, text: Text, exams: Sequence[Exam], pa
 
 
 def overlap(text: Text, rows: Iterable[Mapping[str, Any]]) -> float | None:
-    """The share of the text's sequences of GRAM words, each counted once, that occur in the training rows; None if no document is so long."""
-    grams = {gram for document in text.documents for gram in _grams(document)}
+    """The share of the text's sequences of GRAM words, each counted once, that occur in the training rows; None if no document is so long.
+
+    Sequences end with their line, so that rows written one below the other are found; only a text of short lines is read across them.
+    """
+    lines = [line for document in text.documents for line in document.splitlines()]
+    grams = {gram for line in lines for gram in _grams(line)} or {gram for document in text.documents for gram in _grams(document)}
     found: set[tuple[str, ...]] = set()
     for row in rows:
         found |= grams.intersection(_grams(" ".join(m["content"] for m in row["messages"])))

@@ -99,7 +99,7 @@ def test_a_front_reaches_the_edges_of_its_axes_also_with_a_single_point(tiny: Ma
     (line,) = dashed(axes)
     score = gather(tiny().run_dir.parent).rows[0]["rouge_l"]["value"]
     assert line.get_xydata().tolist() == [[30.0, axes.get_ylim()[0]], [30.0, score], [axes.get_xlim()[1], score]]
-    assert captions["time_vs_performance"].endswith("what no other method equals or beats in both, by value, which is no verdict: LoRA.")
+    assert captions["time_vs_performance"].endswith("of methods that no other equals or beats in both, by value, which is no verdict: LoRA.")
 
 
 def test_a_cost_that_does_not_differ_clearly_has_no_front_and_starts_at_0(tiny: Make, tmp_path: Path) -> None:

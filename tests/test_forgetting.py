@@ -186,6 +186,8 @@ def test_the_share_of_a_text_that_the_training_rows_hold_is_counted() -> None:
     assert overlap(Text("x", "", [first]), rows) == 0.5
     assert overlap(Text("x", "", [first, second, first]), rows) == pytest.approx(2 / 3)
     assert overlap(Text("x", "", ["nothing of this is in any of the rows"]), rows) == 0
+    assert overlap(Text("x", "", [f"{second}\n{second}"]), rows) == 1, "lines are looked for one by one"
+    assert overlap(Text("x", "", ["a b c d\ne f g h"]), rows) == 1, "short ones together"
     assert overlap(Text("x", "", ["too short", ""]), rows) is None
 
 

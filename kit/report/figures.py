@@ -191,7 +191,7 @@ def alike(costs: Sequence[float]) -> bool:
 def _said_of_front(rows: Sequence[Row], ahead: Sequence[Row], cost: str) -> list[str]:
     if ahead:
         who = names([r["label"] for r in ahead])
-        return [f"The dashed line is the Pareto front, what no other method equals or beats in both, by value, which is no verdict: {who}."]
+        return [f"The dashed line is the Pareto front, of methods that no other equals or beats in both, by value, which is no verdict: {who}."]
     few = f"The ranked methods differ in {cost} by less than {1 - CLEARLY:.0%}, which is no difference in what was measured once: there is no Pareto front."
     return [few] if sum(r["ranked"] for r in rows) > 1 else []
 
