@@ -158,7 +158,7 @@ def _beside(scored: Record) -> list[str]:
     leaks, lost = scored.get("leaks") or {}, (scored.get("forgetting") or {}).get("perplexity")
     without = ", ".join(f"{METRICS[name].title} {interval(leaks['without'][name])}" for name in ON_THE_HUB) if leaks.get("without") else ""
     flagged = [f"{leaks['flagged']:,} of these rows resemble training rows{f'; without them: {without}' * bool(without)}."] if leaks.get("flagged") else []
-    return flagged + ([f"On general text its perplexity is {interval(lost)}."] if lost else [])
+    return flagged + ([f"On general text ({code(scored['forgetting']['text'])}) its perplexity is {interval(lost)}."] if lost else [])
 
 
 def _loading(config: RunConfig, *, whole: bool, exported: bool) -> list[str]:

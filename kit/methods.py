@@ -12,7 +12,8 @@ class Method:
     """What a technique quantises, what it trains, and with which settings of its own.
 
     `adapter` is lora, dora or none (then the weights themselves are trained); `projection` names the low-rank projection of the gradients.
-    `settings` stand between the recipe and the recipe's block for the method. `parts` are the methods whose training it builds on.
+    `settings` stand between the recipe and the recipe's block for the method. `parts` are the methods whose training it builds on, `papers` what
+    the report refers to, by the keys of kit/report/references.py.
     """
 
     title: str
@@ -22,6 +23,7 @@ class Method:
     projection: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
+    papers: tuple[str, ...] = ()
 
     @property
     def full(self) -> bool:
@@ -45,26 +47,32 @@ GALORE = {"rank": 128, "learning_rate": 1e-4, "projection_scale": 0.25}
 APOLLO = {"rank": 128, "learning_rate": 2.5e-5, "projection_scale": 1.0}
 
 METHODS: dict[str, Method] = {
-    "qlora": Method("QLoRA", "LoRA on a base model stored in 4-bit NF4 with double quantisation (Dettmers et al. 2023).", four_bit=True),
-    "lora": Method("LoRA", "Trained low-rank updates beside frozen weights (Hu et al. 2021)."),
-    "dora": Method("DoRA", "LoRA on the direction of each weight row, with its magnitude trained apart (Liu et al. 2024).", adapter="dora"),
-    "qdora": Method("QDoRA", "DoRA on a base model stored in 4-bit NF4.", four_bit=True, adapter="dora"),
-    "highrank": Method("high-rank LoRA", 'LoRA of a high rank on attention and MLP, which one study called "modified GaLore".', settings=HIGH_RANK),
+    "qlora": Method(
+        "QLoRA", "LoRA on a base model stored in 4-bit NF4 with double quantisation (Dettmers et al. 2023).",
+        four_bit=True, papers=("qlora", "lora"),
+    ),
+    "lora": Method("LoRA", "Trained low-rank updates beside frozen weights (Hu et al. 2021).", papers=("lora",)),
+    "dora": Method("DoRA", "LoRA on the direction of each weight row, with its magnitude trained apart (Liu et al. 2024).", adapter="dora", papers=("dora",)),
+    "qdora": Method("QDoRA", "DoRA on a base model stored in 4-bit NF4.", four_bit=True, adapter="dora", papers=("dora", "qlora")),
+    "highrank": Method(
+        "high-rank LoRA", 'LoRA of a high rank on attention and MLP, which one study called "modified GaLore".',
+        settings=HIGH_RANK, papers=("lora",),
+    ),
     "galore": Method(
         "GaLore", "All weights of the layers trained, with gradients and Adam's moments in a low-rank subspace (Zhao et al. 2024).",
-        adapter="none", projection="galore", settings=GALORE,
+        adapter="none", projection="galore", settings=GALORE, papers=("galore",),
     ),
     "apollo": Method(
         "APOLLO", "All weights of the layers trained, each channel scaled as Adam on a random low-rank projection would (Zhu et al. 2024).",
-        adapter="none", projection="apollo", settings=APOLLO,
+        adapter="none", projection="apollo", settings=APOLLO, papers=("apollo",),
     ),
     "full": Method("full", "Every weight trained: the reference.", adapter="none", settings={"learning_rate": 2e-5, "train_embeddings": True}),
     "hybrid": Method(
         "hybrid", "QLoRA for the first half of the steps, then its adapter widened to a higher rank and trained on, without changing the function in between.",
-        four_bit=True, settings=HIGH_RANK, parts=("qlora",),
+        four_bit=True, settings=HIGH_RANK, parts=("qlora",), papers=("qlora", "lora"),
     ),
     "combined": Method(
         "combined", "A weighted combination of the QLoRA and high-rank adapters (PEFT's linear, svd, ties or dare), chosen on validation rows.",
-        settings=HIGH_RANK, parts=("qlora", "highrank"),
+        settings=HIGH_RANK, parts=("qlora", "highrank"), papers=("qlora", "lora", "ties", "dare"),
     ),
 }  # fmt: skip

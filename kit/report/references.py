@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kit.forgetting import HUB
-from kit.methods import METHODS
+from kit.methods import METHODS, Method
 from kit.report.blocks import Block, Bullets, Heading
 from kit.report.rows import SCORES, SECONDARY, Row
 from kit.report.verdicts import Verdict
@@ -69,11 +69,6 @@ class Topic(NamedTuple):
     terms: tuple[str, ...] = ()
 
 
-OF_METHODS = {
-    "qlora": Topic(("qlora", "lora", "peft"), ("NF4",)), "lora": Topic(("lora", "peft")), "dora": Topic(("dora", "peft")),
-    "qdora": Topic(("dora", "qlora", "peft"), ("NF4",)), "highrank": Topic(("lora", "peft")), "galore": Topic(("galore",)), "apollo": Topic(("apollo",)),
-    "full": Topic(), "hybrid": Topic(("qlora", "lora", "peft")), "combined": Topic(("qlora", "lora", "ties", "dare", "peft")),
-}  # fmt: skip
 # By how the hub's names of models and datasets begin.
 OF_NAMES = {
     "google/gemma-3-": Topic(("gemma",)), "EleutherAI/gpt-neo-": Topic(("gptneo",)), "tatsu-lab/alpaca": Topic(("alpaca",)),
@@ -103,7 +98,11 @@ def topics(rows: Sequence[Row], found: Sequence[Verdict], rated: Mapping[str, An
         (RATED, rated),
     ]  # fmt: skip
     named = [topic for start, topic in OF_NAMES.items() if any(name.startswith(start) for name in names)]
-    return [*(OF_METHODS[m] for m in methods), *named, *(topic for topic, is_so in if_so if is_so)]
+    return [*(_of(METHODS[m]) for m in methods), *named, *(topic for topic, is_so in if_so if is_so)]
+
+
+def _of(method: Method) -> Topic:
+    return Topic(method.papers + (() if method.full else ("peft",)), ("NF4",) if method.four_bit else ())
 
 
 def references(rows: Sequence[Row], found: Sequence[Verdict], rated: Mapping[str, Any] | None) -> list[Block]:
