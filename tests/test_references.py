@@ -28,7 +28,7 @@ def listed(*rows: Any, found: Any = (), rated: Any = None) -> dict[str, list[str
 def test_every_method_has_its_papers_and_every_paper_is_of_something() -> None:
     from kit.report import references as module
 
-    known = [*(Topic(method.papers) for method in METHODS.values()), *OF_NAMES.values(), *(t for t in vars(module).values() if isinstance(t, Topic))]
+    known = [*map(module._of, METHODS.values()), *OF_NAMES.values(), *(t for t in vars(module).values() if isinstance(t, Topic))]
     assert {key for topic in known for key in topic.papers} == PAPERS.keys()
     assert {term for topic in known for term in topic.terms} == TERMS.keys()
 
