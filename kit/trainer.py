@@ -105,6 +105,11 @@ class Kit:
         self.control.should_training_stop = True  # type: ignore[attr-defined]
         return None
 
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """Warm-up leaves a step at the full rate: its share is rounded up, and of a single step that would be all, at a rate of zero."""
+        self.args.warmup_steps = min(self.args.get_warmup_steps(num_training_steps), num_training_steps - 1)  # type: ignore[attr-defined]
+        return super().create_scheduler(num_training_steps, *args, **kwargs)  # type: ignore[misc]
+
     def create_optimizer(self, model: Any = None) -> Any:
         """The trainer's own optimiser, or the low-rank one of the methods that project gradients."""
         if not self.config.technique.projection or self.optimizer is not None:

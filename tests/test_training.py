@@ -38,6 +38,15 @@ def log(config: RunConfig) -> list[dict[str, Any]]:
     return list(read_jsonl(config.run_dir / "log.jsonl"))
 
 
+@pytest.mark.parametrize(("steps", "rates"), [(1, [1]), (2, [0, 1]), (3, [0, 1, 0.5])])
+def test_warm_up_leaves_a_step_at_the_full_rate(ready: Make, steps: int, rates: list[float]) -> None:
+    """Of one step a warm-up of 3%, rounded up, would be all: a training that changes nothing."""
+    config = ready("--method", "lora", *SHORT, "--max-steps", str(steps))
+    record = train(config)
+    assert [r["learning_rate"] / config.learning_rate for r in log(config)] == rates
+    assert record["gates"]["moved"]["passed"] is not False
+
+
 @pytest.mark.parametrize("method", [m for m in SINGLE if m != "qlora"])  # qlora: tests/test_end_to_end.py
 def test_every_method_trains_saves_and_passes_its_gates(ready: Make, method: str) -> None:
     config = ready("--method", method, *SHORT, "--limit-train", "64", "--accumulation", "1")  # 16 steps, the fewest whose learning rate is judged
