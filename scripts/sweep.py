@@ -13,6 +13,7 @@ def main() -> None:
     share = flags.pop("share")
     if not 0 < share <= 1:
         raise UserError(f"--share must be above 0 and at most 1, got {share}")
+    flags.pop("tuned", None)  # it asks for what is looked for here
     config = announced(flags)
 
     from kit.report.tables import sweep_table

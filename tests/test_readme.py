@@ -153,6 +153,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     from kit.bench import harness
 
     monkeypatch.setattr(sweep, "FACTORS", (1.0,))
+    monkeypatch.setattr(sweep, "FEWEST", 1)
     monkeypatch.setattr(harness, "peak_alone", lambda *_: 0.5)  # a process for each variant: tests/test_bench.py
     for name in ("metrics", "report"):
         monkeypatch.setitem(BENCHES, name, functools.partial(BENCHES[name], rows=20))

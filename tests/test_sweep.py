@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,20 @@ from kit.files import read_json
 from kit.sweep import sweep
 
 Make = Callable[..., RunConfig]
-SHORT = ("--method", "lora", "--limit-train", "256", "--valid-per-source", "8")
+# A quarter of the rows is 16 optimiser steps.
+SHORT = ("--method", "lora", "--limit-train", "256", "--valid-per-source", "8", "--accumulation", "1")
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, perplexity: Callable[[RunConfig], float], *, moved: bool = True) -> list[tuple[float, int]]:
+    """In place of training; returns (rate, rank) of each that is made."""
+    made: list[tuple[float, int]] = []
+
+    def train(trial: RunConfig) -> dict[str, Any]:
+        made.append((trial.learning_rate, trial.rank))
+        return {"valid_perplexity": perplexity(trial), "train_wall_s": 1.0, "gates": {"moved": {"passed": moved, "detail": "0 of 84"}}}
+
+    monkeypatch.setattr("kit.training.train", train)
+    return made
 
 
 def test_a_sweep_keeps_its_curve_and_gives_the_best_rate(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +39,7 @@ def test_a_sweep_keeps_its_curve_and_gives_the_best_rate(ready: Make, monkeypatc
     assert diverged is None
     assert found["best"] == 8e-3
     assert found["budget"]["rows"] == 64
-    config = ready(*SHORT, "--tuned")
+    config = ready(*SHORT, "--max-grad-norm", "1e30", "--tuned")
     assert config.learning_rate == 8e-3
     assert read_json(config.run_dir.parent / "sweep" / "lora.json") == found
     # Test rows were not opened, and the runs lie apart from those that are compared.
@@ -35,13 +49,7 @@ def test_a_sweep_keeps_its_curve_and_gives_the_best_rate(ready: Make, monkeypatc
 def test_a_best_rate_at_the_end_is_said_and_other_settings_are_swept_anew(
     ready: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained: list[tuple[float, int]] = []
-
-    def train(trial: RunConfig) -> dict[str, float]:
-        trained.append((trial.learning_rate, trial.rank))
-        return {"valid_perplexity": 1 / trial.learning_rate, "train_wall_s": 1.0}
-
-    monkeypatch.setattr("kit.training.train", train)
+    trained = stand_in(monkeypatch, lambda trial: 1 / trial.learning_rate)
     monkeypatch.setattr(module, "FACTORS", (0.5, 1.0, 2.0))
     for flags in ((), (), ("--rank", "8"), ("--learning-rate", "1.6e-2")):
         sweep(ready(*SHORT, *flags), share=0.25)
@@ -51,8 +59,50 @@ def test_a_best_rate_at_the_end_is_said_and_other_settings_are_swept_anew(
     assert said.count("is there already") == 1
 
 
+def test_a_trial_of_other_settings_makes_room(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FACTORS", (1.0,))
+    trained = [sweep(ready(*SHORT), share=share)["budget"]["rows"] for share in (0.25, 0.5)]
+    assert trained == [64, 128]
+
+
 def test_a_sweep_needs_validation_rows_and_something_to_tune(ready: Make) -> None:
     with pytest.raises(UserError, match="judged on validation rows"):
         sweep(ready(*SHORT, "--valid", "0"), share=0.2)
     with pytest.raises(UserError, match="it has no learning rate"):
         sweep(ready("--method", "base"), share=0.2)
+
+
+@pytest.mark.parametrize("method", ["hybrid", "combined"])
+def test_what_is_built_on_others_has_no_rate_to_look_for(ready: Make, method: str) -> None:
+    with pytest.raises(UserError, match="hybrid and combined take the learning rates of their parts; sweep those"):
+        sweep(ready("--method", method), share=0.2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "share", "what_to_do"),
+    [
+        ((), 0.2, r"51 of 256 training rows makes 12 optimiser steps, and it takes 16 .* give a larger share of the rows, --share 0.25"),
+        (("--limit-train", "30"), 1.0, "take 64 training rows or more, or more --epochs"),
+        (("--limit-train", "30", "--epochs", "6"), 0.2, r"30 training rows makes 6 optimiser steps, .* --share 0.4"),
+        (("--max-steps", "9"), 1.0, "give a larger --max-steps, or none"),
+        (("--limit-train", "9000000"), 1e-6, r" 1 of 1,800 training rows makes 1 optimiser step, .* --share 0.04"),
+    ],
+)
+def test_too_few_steps_are_refused_before_anything_is_trained(
+    ready: Make, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], share: float, what_to_do: str
+) -> None:
+    trained = stand_in(monkeypatch, lambda _: 2.0)
+    with pytest.raises(UserError, match=what_to_do):
+        sweep(ready(*SHORT, *flags), share=share)
+    assert trained == []
+
+
+def test_no_rate_is_best_where_all_give_the_same_or_nothing_moved(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ready(*SHORT)
+    stand_in(monkeypatch, lambda _: 2.0)
+    with pytest.raises(UserError, match=r"the same validation perplexity, 2.000: none is better; give a larger --share"):
+        sweep(config, share=0.25)
+    stand_in(monkeypatch, lambda trial: trial.learning_rate, moved=False)
+    with pytest.raises(UserError, match="every learning rate of the sweep failed for lora"):
+        sweep(config, share=0.25)
+    assert not (config.run_dir.parent / "sweep" / "lora.json").exists()
