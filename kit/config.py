@@ -145,6 +145,16 @@ TRAINING_FIELDS = (
 )  # fmt: skip
 # What the data folder depends on: two configurations that agree here share one data folder.
 DATA_FIELDS = ("source", "train_per_source", "test_per_source", "valid_per_source", "data_seed", "model", "revision", "format", "max_length")
+BATCH = ("micro_batch", "accumulation")
+# On which the best learning rate is not taken to depend. A sweep is made on few rows and few steps, with one seed, to be used on more rows, more steps and
+# every seed: whoever asks for --tuned relies on that, so the length of the training (limit_train, epochs, max_steps) is no reason to refuse.
+# Recipe, name and scaling are names for settings that are compared one by one; of the batch the product counts; the others change what is held out,
+# measured or saved, or how the same numbers are computed.
+INDIFFERENT = (
+    "recipe", "name", "scale_down", "method", "seed", "learning_rate", "tuned", "limit_train", "epochs", "max_steps", *BATCH,
+    "test_per_source", "valid_per_source", "limit_test", "max_new_tokens", "eval_tokens", "engine",
+    "save_steps", "gradient_checkpointing", "dora_kernel",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -220,12 +230,9 @@ def resolve(flags: Mapping[str, Any]) -> RunConfig:
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     values["source"] = tuple(sorted(values.get("source", ())))
     values["name"] = values.get("name") or name + ("-scaled" if flags.get("scale_down", False) else "")
-    # What is built on other methods' runs takes the rates that were found for those.
-    if values.get("tuned") and "learning_rate" not in flags and method != BASE and not METHODS[method].parts:
-        values["learning_rate"] = tuned_rate(Path(values.get("runs_dir", RunConfig.runs_dir)) / values["name"], method)
     config = RunConfig(**values, asked=tuple(flags))
     check(config)
-    return config
+    return with_tuned_rate(config)
 
 
 def narrowed(values: Mapping[str, Any], recipe: dict[str, Any]) -> dict[str, int]:
@@ -236,22 +243,52 @@ def narrowed(values: Mapping[str, Any], recipe: dict[str, Any]) -> dict[str, int
     return {"rank": smaller, "alpha": max(1, round(alpha * smaller / rank))}
 
 
-def tuned_rate(experiment: Path, method: str) -> float:
-    """The learning rate that the sweep found best for a method."""
-    path = experiment / "sweep" / f"{method}.json"
+def with_tuned_rate(config: RunConfig) -> RunConfig:
+    """With --tuned and no rate asked for, the sweep's; what is built on other methods' runs takes the rates that were found for those."""
+    if not config.tuned or "learning_rate" in config.asked or config.method == BASE or config.technique.parts:
+        return config
+    return dataclasses.replace(config, learning_rate=tuned_rate(config))
+
+
+def tuned_rate(config: RunConfig) -> float:
+    """The learning rate that the sweep found best for a method; a sweep with other settings, on which the best rate depends, is a UserError."""
+    path = Path(config.runs_dir) / config.name / "sweep" / f"{config.method}.json"
+    again = f"python scripts/sweep.py --method {config.method} --name {config.name}, and the other flags of this command"
     if not path.exists():
-        raise UserError(
-            f"--tuned needs {path}; make it with: python scripts/sweep.py --method {method} --name {experiment.name}, and the other flags of this command"
-        )
-    return float(read_json(path)["best"])
+        raise UserError(f"--tuned needs {path}; make it with: {again}")
+    found = read_json(path, "best", "budget")
+    best, swept = found["best"], found["budget"].get("settings") if isinstance(found["budget"], dict) else None
+    if not isinstance(best, int | float) or not 0 < best < math.inf or not isinstance(swept, dict):
+        raise UserError(f"{path}: cannot be read (it holds no rate or no settings); remove it and run the stage again")
+    if differing := _swept_otherwise(swept, config):
+        raise UserError(f"{path} was made with other settings ({differing}): its best rate may not be the best here; sweep anew with: {again}")
+    return float(best)
+
+
+def _swept_otherwise(swept: Mapping[str, Any], config: RunConfig) -> str:
+    """What differs between the sweep's settings and this configuration's; a setting that is newer than the sweep's file is not judged."""
+    wanted = config.identity()
+    ignored = {*INDIFFERENT, *config.technique.unused}
+    pairs = {k: (swept[k], wanted[k]) for k in wanted if k in swept and k not in ignored}
+    pairs["effective batch"] = (_effective(swept), _effective(wanted))
+    return ", ".join(f"{k} {was!r} -> {now!r}" for k, (was, now) in pairs.items() if was != now)
+
+
+def _effective(settings: Mapping[str, Any]) -> Any:
+    """The rows of an optimiser step."""
+    sizes = [settings.get(k) for k in BATCH]
+    return math.prod(sizes) if all(isinstance(n, int) for n in sizes) else sizes
 
 
 def sibling(config: RunConfig, method: str) -> RunConfig:
     """The same experiment with another method: that method's own settings, and whatever the user asked for by flags."""
-    common = {"recipe": config.recipe, "scale_down": config.scale_down, "name": config.name, "tuned": config.tuned, "runs_dir": config.runs_dir}
+    common = {"recipe": config.recipe, "scale_down": config.scale_down, "name": config.name, "runs_dir": config.runs_dir}
     standard, other = resolve(common | {"method": config.method}), resolve(common | {"method": method})
     changed = {f: v for f in fields() if f != "method" and ((v := getattr(config, f)) != getattr(standard, f) or f in config.asked)}
-    return dataclasses.replace(other, **changed)
+    if config.tuned and "learning_rate" not in config.asked:
+        changed.pop("learning_rate", None)  # a sweep's, which is the method's own
+    made = dataclasses.replace(other, **changed)
+    return made if "learning_rate" in config.asked else with_tuned_rate(made)
 
 
 def check(config: RunConfig) -> None:

@@ -21,7 +21,7 @@ def test_every_field_is_a_flag_with_help() -> None:
 
 
 def test_field_lists_name_real_fields() -> None:
-    assert {*DATA_FIELDS, *TRAINING_FIELDS, *kit_config.PLACES} <= fields().keys()
+    assert {*DATA_FIELDS, *TRAINING_FIELDS, *kit_config.PLACES, *kit_config.INDIFFERENT} <= fields().keys()
 
 
 def test_a_text_on_the_hub_needs_the_network_and_makes_no_other_run() -> None:
@@ -85,9 +85,14 @@ def test_the_tuned_rate_comes_from_the_sweep(tmp_path) -> None:
     flags = ("--method", "lora", "--tuned", "--runs-dir", str(tmp_path))
     with pytest.raises(UserError, match=r"--tuned needs .*lora.json; make it with: python scripts/sweep.py --method lora"):
         config(*flags)
-    write_json(tmp_path / "tiny" / "sweep" / "lora.json", {"best": 5e-4})
+    path = tmp_path / "tiny" / "sweep" / "lora.json"
+    write_json(path, {"best": 5e-4, "budget": {"settings": config("--method", "lora").identity()}})
     assert config(*flags).learning_rate == 5e-4
     assert config(*flags, "--learning-rate", "1e-3").learning_rate == 1e-3
+    for damaged in ({"best": 5e-4}, {"best": "x", "budget": {"settings": {}}}, {"best": 5e-4, "budget": []}):
+        write_json(path, damaged)
+        with pytest.raises(UserError, match=r"lora.json: cannot be read"):
+            config(*flags)
 
 
 def test_what_cannot_train_whole_weights_is_refused_together() -> None:

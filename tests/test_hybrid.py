@@ -132,10 +132,17 @@ def test_combined_needs_validation_rows(tiny: Make) -> None:
 
 def test_what_is_tuned_is_the_parts(tiny: Make) -> None:
     experiment = tiny("--method", "lora").run_dir.parent
-    write_json(experiment / "sweep" / "qlora.json", {"best": 7e-4})
-    hybrid = tiny("--method", "hybrid", "--tuned")
+    wide = ("--dropout", "0.1")
+    write_json(experiment / "sweep" / "qlora.json", {"best": 7e-4, "budget": {"settings": tiny("--method", "qlora", *wide).identity()}})
+    hybrid = tiny("--method", "hybrid", "--tuned", *wide)
     assert hybrid.learning_rate == tiny("--method", "hybrid").learning_rate
-    assert sibling(hybrid, "qlora").learning_rate == 7e-4
+    assert (sibling(hybrid, "qlora").learning_rate, sibling(hybrid, "qlora").tuned) == (7e-4, True)
+    assert sibling(tiny("--method", "hybrid", "--tuned", "--learning-rate", "1e-5"), "qlora").learning_rate == 1e-5
+    # The part has the user's flags, and they are held against the sweep's.
+    with pytest.raises(UserError, match=r"other settings \(dropout 0.1 -> 0.0\)"):
+        sibling(tiny("--method", "hybrid", "--tuned"), "qlora")
+    # A tuned method's rate is its own, and not one that was asked for.
+    assert sibling(tiny("--method", "qlora", "--tuned", *wide), "hybrid").learning_rate == hybrid.learning_rate
 
 
 def test_a_part_has_its_own_settings_and_the_users_flags(tiny: Make) -> None:

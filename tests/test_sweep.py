@@ -106,3 +106,30 @@ def test_no_rate_is_best_where_all_give_the_same_or_nothing_moved(ready: Make, m
     with pytest.raises(UserError, match="every learning rate of the sweep failed for lora"):
         sweep(config, share=0.25)
     assert not (config.run_dir.parent / "sweep" / "lora.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "differing"),
+    [
+        ("lora", ("--rank", "4"), "rank 16 -> 4"),
+        ("lora", ("--format", "alpaca", "--max-length", "64"), r"format 'chat' -> 'alpaca', max_length 256 -> 64"),
+        ("lora", ("--accumulation", "4"), "effective batch 4 -> 16"),
+        ("lora", ("--micro-batch", "2", "--accumulation", "2"), ""),
+        ("lora", ("--limit-train", "9", "--limit-test", "3", "--epochs", "2", "--max-steps", "3", "--seed", "1", "--engine", "vllm"), ""),
+        ("lora", ("--train-embeddings", "--update-gap", "3"), ""),  # of other methods
+        ("full", ("--rank", "4", "--alpha", "3"), ""),
+        ("full", ("--no-train-embeddings",), "train_embeddings True -> False"),
+    ],
+)
+def test_a_rate_that_was_found_with_other_settings_is_not_used(
+    ready: Make, monkeypatch: pytest.MonkeyPatch, method: str, flags: tuple[str, ...], differing: str
+) -> None:
+    stand_in(monkeypatch, lambda trial: 1 / trial.learning_rate)
+    short = ("--method", method, *SHORT[2:])
+    best = sweep(ready(*short), share=0.25)["best"]
+    if differing:
+        with pytest.raises(UserError, match=rf"other settings \({differing}\).* sweep anew with: python scripts/sweep.py --method {method} --name tiny"):
+            ready(*short, *flags, "--tuned")
+    else:
+        assert ready(*short, *flags, "--tuned").learning_rate == best
+    assert ready(*short, *flags, "--tuned", "--learning-rate", "1e-5").learning_rate == 1e-5
