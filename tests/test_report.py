@@ -145,6 +145,30 @@ def test_a_report_on_tuned_rates_needs_no_sweep_of_the_default_method(tiny: Make
     assert (tmp_path / "report" / "report.md").exists()
 
 
+def test_the_learning_rates_that_were_tried_are_shown_and_damaged_sweeps_named(tiny: Make) -> None:
+    folder = made_run(tiny("--method", "lora"), ["the lake is blue"] * 3).parent / "sweep"
+    assert "Learning rates tried" not in build(tiny())[2]
+    curve = [{"learning_rate": rate, "valid_perplexity": p, "train_wall_s": 1.0} for rate, p in ((4e-3, 2.5), (8e-3, 1.75), (1.6e-2, None))]
+    found = {"schema": 1, "method": "lora", "budget": {"rows": 1360, "settings": {}}, "curve": curve, "best": 8e-3}
+    write_json(folder / "lora.json", found)
+    write_json(folder / "qlora.json", found | {"method": "qlora", "curve": [], "best": 8e-3})
+    write_json(folder / "dora.json", found | {"method": "dora", "best": None})
+    write_json(folder / "full.json", found | {"method": "full", "curve": [curve[0] | {"valid_perplexity": "low"}]})
+    (folder / "apollo.json").write_text("{")
+    _, notes, text = build(tiny())
+    assert [line for line in text.splitlines() if line.startswith("| LoRA |") and "1,360" in line] == [
+        "| LoRA |  | 0.004 | 2.500 | 1,360 |",
+        "| LoRA | yes | 0.008 | 1.750 | 1,360 |",
+        "| LoRA |  | 0.016 | — | 1,360 |",
+    ]
+    assert text.index("## Learning rates tried") < text.index("## Settings")
+    assert [n for n in notes if "sweep" in n] == [
+        f"{folder / 'dora.json'}, best is missing",
+        next(n for n in notes if n.startswith(f"{folder / 'apollo.json'}: cannot be read")),
+        f"{folder / 'full.json'}, curve, item 0, valid_perplexity is 'low'",
+    ]
+
+
 def test_the_commands_to_reproduce_name_the_general_text(tiny: Make) -> None:
     from kit.forgetting import HUB
 

@@ -13,6 +13,7 @@ from kit.metrics import METRICS
 from kit.report import about, people, study
 from kit.report.answers import Results, by_method
 from kit.report.blocks import Block, Bullets, Cell, Figure, Heading, Paragraph, Sample, Samples, Table
+from kit.report.rates import learning_rates
 from kit.report.recommendation import recommendation
 from kit.report.references import references
 from kit.report.rows import COLUMNS, MISSING, SCORES, SECONDARY, Row, cell, duration, interval, number, plain, title
@@ -53,6 +54,7 @@ class Inputs:
     manifest: Mapping[str, Any] | None
     stats: Mapping[str, Any] | None
     rated: Row | None
+    sweeps: Sequence[Row] = ()
 
 
 def document(given: Inputs) -> list[Block]:
@@ -72,7 +74,8 @@ def document(given: Inputs) -> list[Block]:
         *costs(rows), *verdict_table(given.found), *fairness(unfair), *scores(every), *secondary(every), *audit(rows),
         *forgetting(rows), *human(rows, given.rated, given.found), *tasks(rows), *hybrids(rows, shown, given.found),
         Heading("Discussion"), *(Paragraph(p) for p in study.discussion(shown, given.found)),
-        *samples(given.results), *gates(rows), *about.published(rows), *about.machine(rows), *about.settings(rows),
+        *samples(given.results), *gates(rows), *about.published(rows), *about.machine(rows),
+        *learning_rates(given.sweeps), *about.settings(rows),
         *about.reproduce(rows, given.manifest), *about.limits(rows), *references(rows, given.found, given.rated),
     ]  # fmt: skip
 

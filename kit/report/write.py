@@ -19,6 +19,7 @@ from kit.report.answers import Results, gather, human
 from kit.report.blocks import Block
 from kit.report.content import Inputs, document
 from kit.report.figures import draw
+from kit.report.rates import sweeps
 from kit.report.rows import COSTS, SCORES, SECONDARY, Row
 from kit.report.shapes import MANIFEST, STATS
 from kit.report.study import standing
@@ -53,12 +54,13 @@ def inputs(config: RunConfig) -> Inputs:
     if manifest and any(r["provenance"]["data"] != sha256(config.data_path / "manifest.json") for r in results.rows if r["provenance"]):
         manifest = stats = None
         unread.append(f"{config.data_path} was rebuilt after these runs were made: it is not the data they saw, and is not described here")
-    notes = [*warnings(results, found), *notes, *unread, *no_stats, *unseen(stats, results.rows)]
+    swept, no_sweeps = sweeps(folder)
+    notes = [*warnings(results, found), *notes, *unread, *no_stats, *no_sweeps, *unseen(stats, results.rows)]
     try:
         rated = human(folder, results)
     except UserError as error:
         rated, notes = None, [*notes, *error.problems]
-    return Inputs(results, found, [*notes, *_cut(manifest)], [], manifest, stats, rated)
+    return Inputs(results, found, [*notes, *_cut(manifest)], [], manifest, stats, rated, swept)
 
 
 def _cut(manifest: Mapping[str, Any] | None) -> list[str]:
