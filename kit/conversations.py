@@ -197,4 +197,4 @@ def shape_of(row: Record) -> tuple[str, str]:
     except WrongShape as missing:
         if found := next((k for k in TURNS if k in row), None):
             return "turns", found
-        raise WrongShape(f"a list of turns under one of {', '.join(TURNS)}, or {missing}") from None
+        raise WrongShape(f"a list of turns under one of {', '.join(TURNS)}, or {missing}; rename the columns to instruction and output") from None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
+import re
 import zlib
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
@@ -17,6 +19,8 @@ Record = dict[str, Any]
 # The names that the field's datasets give to a list of turns, and to a turn's role.
 TURNS = ("messages", "conversations", "conversation", "utterances", "turns")
 ROLE = ("role", "from", "speaker")
+# Between the columns of a CSV file: Excel writes semicolons where the comma stands in numbers.
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 # A row and its number from 1; the record is None where only other rows were wanted and it could be skipped unread.
 Numbered = Iterator[tuple[int, Record | None]]
 
@@ -26,8 +30,11 @@ def suffix(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
-def records(path: Path, wanted: Container[int] | None = None) -> Numbered:
-    """The rows of a file in order; with `wanted`, rows of other numbers may come as None, which costs JSONL no parsing."""
+def records(path: Path, wanted: Container[int] | None = None, told: set[str] | None = None) -> Numbered:
+    """The rows of a file in order; with `wanted`, rows of other numbers may come as None, which costs JSONL no parsing.
+
+    What was found out about the file, for the user to be told, goes into `told` before the first row.
+    """
     reader = READERS.get(suffix(path))
     if reader is None:
         raise UserError(f"{path}: unknown format; known: {', '.join(READERS)}, each also with .gz")
@@ -35,7 +42,7 @@ def records(path: Path, wanted: Container[int] | None = None) -> Numbered:
         raise UserError(f"{path}: the file is empty")
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            yield from reader(cast(IO[bytes], file), path, wanted)
+            yield from reader(cast(IO[bytes], file), path, wanted, set() if told is None else told)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: damaged or cut off gzip file ({error})") from None
 
@@ -52,7 +59,7 @@ def _object(text: bytes, path: Path, line: int) -> Record:
     return row
 
 
-def _jsonl(file: IO[bytes], path: Path, wanted: Container[int] | None) -> Numbered:
+def _jsonl(file: IO[bytes], path: Path, wanted: Container[int] | None, _told: set[str]) -> Numbered:
     number = 0
     # Bytes split on "\n" alone: text modes would also split on U+2028 and its like.
     for line, text in enumerate(file, 1):
@@ -61,7 +68,7 @@ def _jsonl(file: IO[bytes], path: Path, wanted: Container[int] | None) -> Number
             yield number, _object(text, path, line) if wanted is None or number in wanted else None
 
 
-def _json(file: IO[bytes], path: Path, _wanted: Container[int] | None) -> Numbered:
+def _json(file: IO[bytes], path: Path, _wanted: Container[int] | None, told: set[str]) -> Numbered:
     text = file.read()
     try:
         rows = json.loads(text)
@@ -70,17 +77,34 @@ def _json(file: IO[bytes], path: Path, _wanted: Container[int] | None) -> Number
         raise UserError(f"{path}, line {line}, byte {error.start - start}: not valid UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); one object a line goes into a .jsonl file") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if isinstance(rows, dict) and (key := _wrapped(rows)):
+        told.add(f"the list under {key}")
+        rows = rows[key]
+    if not are_objects(rows):
         raise UserError(f"{path}: expected a JSON list of objects, found {type(rows).__name__}")
     yield from enumerate(rows, 1)
 
 
-def _csv(file: IO[bytes], path: Path, _wanted: Container[int] | None) -> Numbered:
+def _wrapped(whole: Record) -> str | None:
+    """The key of the one list of objects that a JSON object holds beside what describes it; the turns of a single conversation are no rows."""
+    lists = [key for key, value in whole.items() if value and are_objects(value) and not are_turns(value)]
+    return lists[0] if len(lists) == 1 else None
+
+
+def are_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
+
+
+def _csv(file: IO[bytes], path: Path, _wanted: Container[int] | None, told: set[str]) -> Numbered:
     csv.field_size_limit(2**31 - 1)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    reader = csv.DictReader(text, strict=True)
     number = 0
     try:
+        header = text.readline()
+        delimiter = _delimiter(header)
+        if delimiter != ",":
+            told.add(f"columns separated by {DELIMITERS[delimiter]}")
+        reader = csv.DictReader(itertools.chain([header], text), strict=True, delimiter=delimiter)
         for number, row in enumerate(reader, 1):
             if None in row or None in row.values():
                 raise UserError(f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or [])} columns")
@@ -91,6 +115,11 @@ def _csv(file: IO[bytes], path: Path, _wanted: Container[int] | None) -> Numbere
         raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
     finally:
         text.detach()  # the caller closes the file
+
+
+def _delimiter(header: str) -> str:
+    """What separates the columns: of the header's characters outside quotes the one there is most of; the comma, unless there is more of another."""
+    return max(DELIMITERS, key=re.sub('"[^"]*"', "", header).count)
 
 
 def _cell(column: str, text: str) -> Any:
@@ -109,7 +138,7 @@ def are_turns(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(t, dict) and any(k in t for k in ROLE) for t in value)
 
 
-def _parquet(file: IO[bytes], path: Path, _wanted: Container[int] | None) -> Numbered:
+def _parquet(file: IO[bytes], path: Path, _wanted: Container[int] | None, _told: set[str]) -> Numbered:
     import pyarrow
     import pyarrow.parquet
 
@@ -123,6 +152,6 @@ def _parquet(file: IO[bytes], path: Path, _wanted: Container[int] | None) -> Num
         raise UserError(f"{path}: damaged or cut off Parquet file after row {number} ({str(error).splitlines()[0]})") from None
 
 
-READERS: dict[str, Callable[[IO[bytes], Path, Container[int] | None], Numbered]] = {
+READERS: dict[str, Callable[[IO[bytes], Path, Container[int] | None, set[str]], Numbered]] = {
     ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet,
 }  # fmt: skip

@@ -54,6 +54,7 @@ class Stream:
         self.part = part or usual  # [split], or [subset, split]
         self.asked = self.origin if self.part == usual else ":".join([self.origin, *self.part])
         self.shape, self.told_by = (its_own.shape if its_own else None), ""  # else the first row tells
+        self._told: set[str] = set()  # of how the file was read
         self.revision: str | None = None
         self.rows_in = 0
         self.dropped: Counter[str] = Counter()
@@ -65,7 +66,7 @@ class Stream:
 
     def _records(self, wanted: Container[int] | None) -> Iterator[tuple[int, Record | None]]:
         if self.path is not None:
-            return records(self.path, wanted)
+            return records(self.path, wanted, self._told)
         from kit.hub import commit_of, dataset_rows
 
         self.revision = self.revision or commit_of(self.origin)
@@ -80,7 +81,8 @@ class Stream:
                 continue
             try:
                 if self.shape is None:
-                    self.shape, self.told_by = shape_of(record)
+                    self.shape, by = shape_of(record)
+                    self.told_by = "; ".join([by, *sorted(self._told)])
                 repaired: Counter[str] = Counter()
                 row = SHAPES[self.shape](record, repaired)
             except Dropped as reason:

@@ -97,7 +97,11 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
         ("a.json", b'[\n{"a": "\xff"}]', "a.json, line 2, byte 8: not valid UTF-8"),
         ("a.jsonl", b"[1]\n", "a.jsonl, line 1: expected a JSON object, found list"),
         ("a.json", b'{"a": 1}', "a.json: expected a JSON list of objects, found dict"),
+        ("a.json", b'{"messages": [{"role": "user", "content": "x"}]}', "a.json: expected a JSON list of objects, found dict"),
+        ("a.json", b'{"a": [{"instruction": "x"}], "b": [{"instruction": "x"}]}', "a.json: expected a JSON list of objects, found dict"),
         ("a.json", b"[1, 2", "a.json: not valid JSON"),
+        ("a.csv", b"instruction;output\nx;\xff\n", "a.csv, after row 0, byte 22 of the block: not valid UTF-8"),
+        ("a.csv", b"\xff\n", "a.csv, after row 0, byte 1 of the block: not valid UTF-8"),
         ("a.json", b"", "a.json: the file is empty"),
         ("a.jsonl", b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "a.jsonl, line 1: not valid JSON (maximum recursion"),
         ("a.json", b'[{"prompt": "x"}]', "and an answer (output, completion, response, answer), found prompt"),
@@ -151,6 +155,31 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     stream = Stream(f"mine={write(tmp_path / name)}")
     assert [[m["content"] for m in row["messages"]] for _, row in stream.rows()] == [["a", "b"], ["c\u2028d\n\nInput: x", "e"]]
     assert stream.shape == "instruction"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told_by"),
+    [
+        ("d.csv", "question;answer\na, b;c\n", "question, answer; columns separated by semicolons"),
+        ("d.csv", '\ufeff"question"\t"answer"\n"a, b"\tc\n', "question, answer; columns separated by tabs"),
+        ("d.csv", 'question,"answer"\n"a, b",c\n', "question, answer"),
+        ("d.csv", 'question,answer,"what; how; when; why"\n"a, b",c,d\n', "question, answer"),
+        ("d.json", '{"version": "1", "data": [{"question": "a, b", "answer": "c"}], "tags": ["x"]}', "question, answer; the list under data"),
+    ],
+)
+def test_other_ways_to_write_a_file_are_read_and_said(tmp_path: Path, name: str, content: str, told_by: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    stream = Stream(f"mine={tmp_path / name}")
+    for wanted in (None, {1}):
+        assert [[m["content"] for m in row["messages"]] for _, row in stream.rows(wanted)] == [["a, b", "c"]]
+    assert stream.told_by == told_by
+
+
+@pytest.mark.parametrize("row", [{"frage": "a", "antwort": "b"}, {"Question": "a", "Best Answer": "b"}])
+def test_columns_of_other_names_are_to_be_renamed(tmp_path: Path, row: dict[str, str]) -> None:
+    write_jsonl(tmp_path / "d.jsonl", [row])
+    with pytest.raises(UserError, match=rf"found {', '.join(sorted(row))}; rename the columns to instruction and output"):
+        list(Stream(f"mine={tmp_path / 'd.jsonl'}").rows())
 
 
 @pytest.mark.parametrize("name", ["d.jsonl.gz", "d.csv.gz", "d.parquet", "d.json.gz"])
