@@ -176,7 +176,7 @@ def _too_few(pool: Pool, pools: list[Pool], config: RunConfig) -> str:
     return (
         f"source {pool.stream.name}: {len(pool.keys)} usable rows in {pool.stream.origin}{alike} are too few for "
         f"{' + '.join(f'{n} {split}' for split, n in counts.items() if n)} with near duplicates kept on one side; "
-        + (f"take fewer, such as {flags}" if all(fitting.values()) else "it takes more rows")
+        + (f'take fewer, such as {flags} (with make: ARGS="{flags}")' if all(fitting.values()) else "it takes more rows")
     )
 
 

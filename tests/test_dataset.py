@@ -122,8 +122,10 @@ def test_the_counts_that_are_offered_do(tiny: Make, tmp_path: Path) -> None:
     source = ("--source", f"alpaca={write_rows(tmp_path / 'a.json', 30)}")
     with pytest.raises(UserError, match="such as") as refused:
         dataset.prepare(tiny(*source, "--train-per-source", "500", "--test-per-source", "200"))
-    offered = str(refused.value).partition("such as ")[2].split()
+    said, _, for_make = str(refused.value).partition("such as ")[2].partition(" (with make: ")
+    offered = said.split()
     assert offered == ["--train-per-source", "20", "--test-per-source", "8"]
+    assert for_make == f'ARGS="{said}")'
     dataset.prepare(tiny(*source, *offered))
 
 
