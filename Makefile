@@ -161,6 +161,17 @@ assets: $(READY) ## rebuild the built-in model and data from their script (about
 lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
 	@$(PYTHON) -m uv pip compile --quiet --universal --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
 
-clean: ## remove built data, runs and the generated report (not .venv)
-	rm -rf data runs
-	find report -mindepth 1 -maxdepth 1 ! -name example ! -name benchmarks -exec rm -rf {} + 2>/dev/null || true
+# Results and ratings take hours and cannot be made again by a command: all is listed, and a person says yes.
+LEFT = { find data runs -mindepth 1 -maxdepth 1; find runs -mindepth 2 -maxdepth 2 -name ratings; \
+         find report -mindepth 1 -maxdepth 1 ! -name example ! -name benchmarks; } 2>/dev/null | sort
+clean: ## remove built data, all runs with their ratings, and the report (not .venv); lists them and asks (ARGS=--yes: unasked)
+	@test -z "$(filter-out --yes,$(ARGS))$(NAME)$(DATA_DIR)$(RUNS_DIR)$(REPORT_DIR)" || \
+	  { echo "error: clean removes data, runs and report of all experiments; it takes ARGS=--yes and nothing else" >&2; exit 2; }
+	@left=$$($(LEFT)); test -n "$$left" || { echo "there is nothing to remove"; exit 0; }; \
+	printf 'these go:\n%s\n' "$$left"; \
+	if test -z "$(ARGS)"; then \
+	  test -t 0 || { echo "error: nothing was removed; to remove all of this unasked: make clean ARGS=--yes" >&2; exit 2; }; \
+	  printf 'remove all of this? [y/N] '; read answer; \
+	  case "$$answer" in y|Y|yes) ;; *) echo "nothing was removed"; exit 0 ;; esac; \
+	fi; \
+	rm -rf data runs; test ! -d report || find report -mindepth 1 -maxdepth 1 ! -name example ! -name benchmarks -exec rm -rf {} +

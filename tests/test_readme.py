@@ -197,15 +197,42 @@ def test_what_make_starts_itself(command: str) -> None:
     assert done.stdout
 
 
-def test_make_clean_leaves_the_checkout(tmp_path: Path) -> None:
+def cleaned(*words: str, typed: bytes | None = None) -> subprocess.CompletedProcess[str]:
+    """`make clean`, by a person at a terminal where something is typed, else by a script."""
+    if typed is None:
+        return subprocess.run(["make", "clean", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    keys, terminal = os.openpty()
+    try:
+        os.write(keys, typed)
+        return subprocess.run(["make", "clean", *words], stdin=terminal, capture_output=True, text=True, check=False)
+    finally:
+        os.close(keys)
+        os.close(terminal)
+
+
+@pytest.mark.parametrize("agreed", [{"words": ("ARGS=--yes",)}, {"typed": b"y\n"}])
+def test_make_clean_asks_and_leaves_the_checkout(tmp_path: Path, agreed: dict[str, Any]) -> None:
     with checkout(tmp_path / "project") as folder:
-        open_run(config("--method", "dora"))
+        ratings = open_run(config("--method", "dora")).parent / "ratings"
+        ratings.mkdir()
         (folder / "report" / "example").mkdir(parents=True)
         (folder / "report" / "report.md").touch()
-        assert subprocess.run(["make", "clean"], capture_output=True, check=False).returncode == 0
+        for kept in (cleaned(), cleaned(typed=b"n\n"), cleaned("NAME=tiny"), cleaned("ARGS=--no")):
+            assert ratings.exists()
+            assert kept.returncode == (0 if "nothing was removed\n" in kept.stdout else 2)
+        listed = cleaned()
+        assert listed.stdout.splitlines() == ["these go:", "report/report.md", "runs/tiny", "runs/tiny/ratings"]
+        assert "error: nothing was removed; to remove all of this unasked: make clean ARGS=--yes" in listed.stderr
+        done = cleaned(*agreed.get("words", ()), typed=agreed.get("typed"))
+        assert done.returncode == 0, done.stderr
         assert sorted(p.name for p in folder.iterdir()) == ["Makefile", "kit", "pyproject.toml", "report", "requirements.lock", "scripts"]
         assert [p.name for p in (folder / "report").iterdir()] == ["example"]
         assert (ROOT / "kit" / "assets").exists()
+        assert cleaned().stdout == "there is nothing to remove\n"
+        shutil.rmtree(folder / "report")
+        (folder / "data" / "tiny").mkdir(parents=True)
+        assert cleaned("ARGS=--yes").returncode == 0
+        assert not (folder / "data").exists()
 
 
 def test_make_assets_starts_what_makes_them(tmp_path: Path) -> None:
