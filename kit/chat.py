@@ -6,7 +6,7 @@ import contextlib
 import io
 import sys
 from dataclasses import replace
-from typing import Any
+from typing import Any, TextIO
 
 from kit.config import BASE, RunConfig
 from kit.console import printable, say
@@ -17,8 +17,19 @@ from kit.prompts import Renderer
 HELP = "/base: the untuned model and back, /new: forget the conversation, /quit"
 
 
-def chat(config: RunConfig) -> None:
-    """Reads lines from the terminal or a pipe until /quit or its end."""
+def aside() -> contextlib.AbstractContextManager[Any]:
+    """Where nobody types, as through a pipe, standard output is for replies alone: what is printed otherwise goes to standard error."""
+    return contextlib.nullcontext() if sys.stdin.isatty() else contextlib.redirect_stdout(sys.stderr)
+
+
+def chat(config: RunConfig, replies: TextIO | None = None) -> None:
+    """Reads lines from the terminal or a pipe until /quit or its end; the replies go to a stream, standard output unless another is given."""
+    replies = replies or sys.stdout
+    with aside():
+        _talk(config, replies)
+
+
+def _talk(config: RunConfig, replies: TextIO) -> None:
     model, tokenizer, _ = load_trained(config)
     renderer = Renderer(tokenizer, config.format, config.max_length)
     untuned: Any = model if config.method == BASE else None
@@ -39,7 +50,7 @@ def chat(config: RunConfig) -> None:
             messages.append({"role": "user", "content": line})
             without = model.disable_adapter() if name == BASE and untuned is None else contextlib.nullcontext()
             with without:
-                reply = _reply(config, untuned or model if name == BASE else model, renderer, messages)
+                reply = _reply(config, untuned or model if name == BASE else model, renderer, messages, replies)
             messages.append({"role": "assistant", "content": reply})
 
 
@@ -54,7 +65,7 @@ def _line(prompt: str) -> str | None:
         return None
 
 
-def _reply(config: RunConfig, model: Any, renderer: Renderer, messages: list[dict[str, str]]) -> str:
+def _reply(config: RunConfig, model: Any, renderer: Renderer, messages: list[dict[str, str]], replies: TextIO) -> str:
     """Prints the reply as it is made and returns it; Ctrl-C ends it there. What does not fit into the maximum length is the oldest exchange."""
     import torch
     from transformers import TextStreamer
@@ -64,7 +75,7 @@ def _reply(config: RunConfig, model: Any, renderer: Renderer, messages: list[dic
     class Printer(TextStreamer):  # type: ignore[misc]
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             said.append(text)
-            print(printable(text), end="\n" if stream_end else "", flush=True)
+            print(printable(text), end="\n" if stream_end else "", flush=True, file=replies)
 
     prompt = renderer.exams([{"messages": [*messages, {"role": "assistant", "content": ""}]}])[0].prompt_ids
     ids, tokenizer = torch.tensor([prompt], device=model.device), renderer.tokenizer

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
+from kit.chat import aside, chat
 from kit.cli import parser, run, trained_run
 
 
 def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("run", nargs="?", help="folder of the run (default: the one that --name, --method and --seed mean)")
-    config = trained_run(options.parse())
-
-    from kit.chat import chat
-
-    chat(config)
+    flags, replies = options.parse(), sys.stdout
+    with aside():
+        chat(trained_run(flags), replies)
 
 
 if __name__ == "__main__":

@@ -87,15 +87,36 @@ def test_chat_answers_as_the_evaluation_did_and_shows_the_base(run: RunConfig, m
     prompt = next(p for p in tuned if tuned[p] != base[p])
     typed(monkeypatch, f"{prompt}\n/new\n/base\n{prompt}\n/help\n\xff\n/quit\nnever read\n".encode("latin-1"))
     chat(run)
-    said = capsys.readouterr().out
-    assert f"qlora-s0> {tuned[prompt]}\n" in said
-    assert f"base> {base[prompt][:20]}" in said  # in 4 bits here, in 16 in its own evaluation
-    assert "never read" not in said
+    said, asked = capsys.readouterr()
+    # The replies alone, for whoever reads them at the other end of the pipe.
+    assert said.startswith(f"{tuned[prompt]}\n{base[prompt][:20]}")  # the base in 4 bits here, in 16 in its own evaluation
+    assert len(said.splitlines()) == 3
+    assert asked.count("qlora-s0> ") == 3
+    assert asked.count("base> ") == 4
+    assert asked.count("/quit") == 2
+    assert "never read" not in said + asked
+
+
+def test_a_person_at_a_terminal_sees_everything_in_one_place(run: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    typed(monkeypatch, b"one\n/quit\n")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("kit.chat._reply", lambda *given: print("reply", file=given[-1]))
+    chat(run)
+    said, elsewhere = capsys.readouterr()
+    assert "qlora-s0> reply\nqlora-s0> " in said
+    assert elsewhere == ""
+
+
+def test_the_script_keeps_its_announcements_from_the_replies(tmp_path: Path) -> None:
+    done = script("chat", "--method", "base", *places(tmp_path))
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "recipe tiny: " in done.stderr
+    assert done.stderr.endswith("base> \n")
 
 
 def test_chat_knows_what_was_said_before(run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    monkeypatch.setattr("kit.chat._reply", lambda *given: seen.append(len(given[-1])) or "reply")
+    monkeypatch.setattr("kit.chat._reply", lambda *given: seen.append(len(given[-2])) or "reply")
     typed(monkeypatch, b"one\ntwo\n\n/new\nthree\n")
     chat(run)
     assert seen == [1, 3, 1]
@@ -115,7 +136,7 @@ def test_a_reply_cannot_command_the_terminal(run: RunConfig, tokenizer: Any, cap
                 streamer.put(torch.tensor([token]))
             streamer.end()
 
-    reply = _reply(run, Model(), Renderer(tokenizer, "chat", 256), [{"role": "user", "content": "x"}])
+    reply = _reply(run, Model(), Renderer(tokenizer, "chat", 256), [{"role": "user", "content": "x"}], sys.stdout)
     assert reply == "red \x1b[31m text 🙂"
     assert capsys.readouterr().out == "red \\x1b[31m text 🙂\n"
 
