@@ -61,6 +61,7 @@ def _tunable(config: RunConfig) -> None:
 def _budget(config: RunConfig, share: float) -> int:
     """The training rows of each trial; too few of them for rates to be told apart are a UserError that says how many it takes."""
     from kit.hybrid import total_steps
+    from kit.trainer import steps_per_epoch
 
     rows = config.train_per_source * len(config.source)
     rows = min(rows, config.limit_train or rows)
@@ -72,9 +73,11 @@ def _budget(config: RunConfig, share: float) -> int:
     told = f"a sweep on {budget:,} of {rows:,} training rows makes {made}, and it takes {FEWEST} to tell learning rates apart"
     if config.max_steps:
         raise UserError(f"{told}: give a larger --max-steps, or none")
-    needed = math.ceil(FEWEST / config.epochs) * config.micro_batch * config.accumulation
+    batch = config.micro_batch * config.accumulation
+    needed = math.ceil(FEWEST / config.epochs) * batch
     if needed > rows:
-        raise UserError(f"{told}: take {needed:,} training rows or more, or more --epochs")
+        epochs = math.ceil(FEWEST / steps_per_epoch(rows, batch))
+        raise UserError(f"{told}: take {needed:,} training rows or more, or make more of them with --share 1 --epochs {epochs}")
     raise UserError(f"{told}: give a larger share of the rows, --share {math.ceil(100 * needed / rows) / 100:g}")
 
 

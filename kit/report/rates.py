@@ -27,7 +27,7 @@ def learning_rates(found: Sequence[Row]) -> list[Block]:
     if not found:
         return []
     text = (
-        "Each method's rates on the same small budget of training rows, judged by the perplexity of validation rows; test rows were not opened for it. "
+        "Short trainings on as many rows as stated, judged by the perplexity of validation rows; test rows were not opened for it. "
         "A rate without a perplexity diverged or changed nothing. The runs that were made with --tuned use the best one."
     )
     body = [_point(sweep, point) for sweep in found for point in sweep["curve"]]
