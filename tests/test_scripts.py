@@ -124,11 +124,13 @@ def test_chat_knows_what_was_said_before(run: RunConfig, monkeypatch: pytest.Mon
 
 def test_a_reply_cannot_command_the_terminal(run: RunConfig, tokenizer: Any, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
+    from transformers import GenerationConfig
 
     from kit.chat import _reply
 
     class Model:
         device = "cpu"
+        generation_config = GenerationConfig()
 
         def generate(self, input_ids: Any, streamer: Any, **_: Any) -> None:
             streamer.put(input_ids)
