@@ -199,12 +199,13 @@ def test_what_make_starts_itself(command: str) -> None:
 
 def cleaned(*words: str, typed: bytes | None = None) -> subprocess.CompletedProcess[str]:
     """`make clean`, by a person at a terminal where something is typed, else by a script."""
+    command = ["make", "--no-print-directory", "clean", *words]  # which the make that runs these tests would have it say
     if typed is None:
-        return subprocess.run(["make", "clean", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     keys, terminal = os.openpty()
     try:
         os.write(keys, typed)
-        return subprocess.run(["make", "clean", *words], stdin=terminal, capture_output=True, text=True, check=False)
+        return subprocess.run(command, stdin=terminal, capture_output=True, text=True, check=False)
     finally:
         os.close(keys)
         os.close(terminal)
