@@ -22,7 +22,9 @@ from kit.errors import UserError
 from kit.files import held, read_json, read_jsonl, replaced_folder, sha256, write_json, write_jsonl
 from kit.sources import Stream
 
-SCHEMA = 3
+SCHEMA = 4
+# Half a million rows take minutes.
+SAID_EVERY = 50_000
 SPLITS = ("train", "valid", "test")
 Row = dict[str, Any]
 
@@ -99,6 +101,8 @@ class Pool:
             self.numbers.append(number)
             self.prompts.append(prompt_hash(row))
             sketches.add(row)
+            if len(self.hashes) % SAID_EVERY == 0:
+                say(f"source {self.stream.name}: {len(self.hashes):,} rows read")
         self.signatures = sketches.matrix()
         if self.stream.told_by:
             say(f"source {self.stream.name}: read as {self.stream.shape}, from {self.stream.told_by}")

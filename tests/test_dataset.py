@@ -187,6 +187,14 @@ def test_too_few_rows_once_groups_stay_together(tiny: Make, tmp_path: Path) -> N
         dataset.prepare(tiny("--source", f"mine={tmp_path / 'a.json'}", "--train-per-source", "5", "--test-per-source", "5"))
 
 
+def test_reading_many_rows_is_not_silent(tiny: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "SAID_EVERY", 400)
+    dataset.prepare(tiny())
+    assert [line for line in capsys.readouterr().out.splitlines() if "rows read" in line] == [
+        f"source {name}: {n} rows read" for name in ("alpaca", "tulu", "ultrachat") for n in (400, 800)
+    ]
+
+
 def test_what_remains_is_in_the_manifest(tiny: Make, tmp_path: Path) -> None:
     rng = random.Random(7)
     turns = [["Hello there", " ".join(sentence(rng)), " ".join(sentence(rng)), " ".join(sentence(rng))] for _ in range(20)]
