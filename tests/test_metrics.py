@@ -36,6 +36,7 @@ ODD = [
     ("a b c", "a b c d e f"), ("a a a a a a", "a a b a a"), ("İstanbul ǅ ß ﬁn", "i̇stanbul ǆ SS fin"), ("naïve e\u0301te\u0301", "naïve été"),
     ("漢字かな 交じり文。", "漢字 交じり文"), ("👩‍👩‍👧 ok 👍🏽", "👩‍👧 ok 👍"), ("a\u00a0b\u2003c\u200bd", "a b c d"), ("\u202eabc\u202c\x00", "abc"),
     ("3.5 -\n4,000-5 <skipped> &amp;quot;", "3.5-4,000 - 5 &quot;"), ("𝔘𝔫𝔦 K", "Uni k"), ("\ud800 lone", "\ud800 lone surrogate"), ("end-\n", "end-"),
+    ("a b c d e", "a b c d e f g"),
 ]  # fmt: skip
 
 
@@ -65,6 +66,14 @@ def test_bleu_of_one_sentence_equals_sacrebleu(pair: tuple[str, str]) -> None:
 
     expected = sacrebleu.corpus_bleu([pair[0]], [[pair[1]]]).score
     assert float(bleu_score(bleu_statistics(rows([pair])).sum(axis=0))) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("pair", ODD)
+def test_bleu_of_a_reply_by_itself_equals_sacrebleus_of_a_sentence(pair: tuple[str, str]) -> None:
+    import sacrebleu
+
+    expected = sacrebleu.sentence_bleu(pair[0], [pair[1]]).score
+    assert float(bleu_score(bleu_statistics(rows([pair]))[0], effective=True)) == pytest.approx(expected, abs=1e-9)
 
 
 def test_rouge_l_equals_rouge_score() -> None:
@@ -108,7 +117,7 @@ def test_secondary_metrics() -> None:
     assert made["length_ratio"]["value"] == pytest.approx((4 + 2 + 1) / (4 + 2 + 5 + 1))
     assert made["distinct_1"]["value"] == pytest.approx((2 / 4 + 1 + 1) / 3)
     assert made["distinct_2"]["value"] == pytest.approx((2 / 3 + 1) / 2)
-    assert {name for name, metric in METRICS.items() if not metric.secondary} == {"bleu4", "rouge_l", "perplexity"}
+    assert {name: metric.margin for name, metric in METRICS.items() if not metric.secondary} == {"bleu4": 1, "rouge_l": 1, "perplexity": 2}
 
 
 def test_the_length_ratio_is_sacrebleus() -> None:
@@ -160,6 +169,8 @@ def test_the_interval_of_a_mean_has_the_textbook_width() -> None:
 def test_an_interval_ends_with_the_scale() -> None:
     made = scores(rows([("a b c d e", "a b c d e"), ("a b c d e", "a b c d e"), ("x", "y")]))
     assert (made["rouge_l"]["low"], made["rouge_l"]["high"]) == (0, 100)
+    sure = [row | {"nll": nll} for row, nll in zip(rows([("a", "a")] * 3), (0.0, 0.0, 1.0), strict=True)]
+    assert scores(sure)["perplexity"]["low"] == 1
 
 
 @pytest.mark.parametrize(("value", "n", "ends"), [(0.0, 60, (0, 6.02)), (100.0, 60, (93.98, 100)), (50.0, 2, (9.45, 90.55)), (20.0, 10, (5.67, 50.98))])
@@ -180,7 +191,7 @@ def test_a_proportion_of_none_or_all_has_an_interval_with_a_width(reply: str, en
 
 def test_scores_that_overflow_are_null() -> None:
     made = [{"prediction": "a", "reference": "a", "nll": 1e6, "nll_tokens": 1}] * 2
-    assert scores(made)["perplexity"]["value"] is None
+    assert scores(made)["perplexity"]["value"] is METRICS["perplexity"].value(METRICS["perplexity"].statistics(made)) is None
 
 
 @pytest.mark.parametrize(("pairs", "message"), [([], "no prediction"), ([("a", "a")], "only one prediction")])
@@ -245,7 +256,7 @@ def test_words_are_the_tokens_of_sacrebleu() -> None:
 SCRIPTS = [
     ("今天天气很好，我们去公园吧。", "今天天气很好，我们去散步吧。"), ("今日は公園へ行きます。", "今日は海へ行きます。"), ("สวัสดีครับ", "สวัสดีค่ะ"),
     ("हिन्दी में यह वाक्य है।", "हिन्दी में वह वाक्य है।"), ("Где живёт цапля? У озера.", "Цапля живёт у озера."), ("نعم، هذا صحيح.", "نعم، هذا خطأ."),
-    ("the lake, 3.5 km", "the lake, 3.5 m"), ("", "漢字"),
+    ("the lake, 3.5 km", "the lake, 3.5 m"), ("at .5 km, -4 C", "at . 5 km, - 4 C"), ("", "漢字"),
 ]  # fmt: skip
 
 
