@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from kit.report.ranking import families
+from kit.report.ranking import contenders, families
 from kit.report.recommendation import recommendation
 from kit.report.rows import COLUMNS, SCORES, Row, blank, title
 from kit.report.study import discussion, headline, pair, results
 from kit.report.verdicts import both_ways
-from kit.report.words import BUILT_IN
+from kit.report.words import BUILT_IN, change
 
 Verdict = dict[str, Any]
 
@@ -67,6 +67,12 @@ def test_a_confounded_pair_is_never_ranked() -> None:
     assert texts[0] == "QLoRA and LoRA differ in more than the method (another GPU), so neither is ranked above the other."
     assert "There is no recommendation, because no two methods can fairly be ranked." in texts
     assert not any(word in text for text in texts for word in ("better", "worse", "least", "%", "Use ", " use "))
+    open_ones = [*say(("qlora", "lora", "?=?")), *say(("qlora", "base", "+=?"), ("lora", "base", "-=?"))]
+    open_ones = [v | {"confounded": ["another GPU"]} for v in open_ones]
+    assert results([*rows, row("base")], open_ones) == ["No two runs can fairly be compared (see Fairness)."]
+    assert not any("Cannot tell" in text for text in discussion(rows, open_ones))
+    alone = recommendation([row("base"), rows[1]], open_ones)
+    assert alone[1] == "Whether LoRA is better than not tuning at all cannot be said: another GPU."
 
 
 @pytest.mark.parametrize(
@@ -95,6 +101,8 @@ def test_one_method_is_held_against_the_base_model_alone() -> None:
     advice = recommendation(rows, found)
     assert advice[0].startswith("LoRA is the only method that can be ranked")
     assert advice[1] == "Against the base model LoRA is better on BLEU-4 and ROUGE-L."
+    assert headline(rows, say(("lora", "base", "--?"))).startswith("On this data LoRA is worse than the base model on BLEU-4, −2.0 [−3.0, −1.0] and ROUGE-L")
+    assert recommendation(rows, say(("lora", "base", "=?=")))[1] == "LoRA is not shown to differ from the base model on any metric."
 
 
 def test_the_winner_is_recommended_with_what_the_thriftiest_gives_up() -> None:
@@ -107,6 +115,7 @@ def test_the_winner_is_recommended_with_what_the_thriftiest_gives_up() -> None:
     )
     assert "QLoRA needs the least memory, 2.00 GiB" in text
     assert "training time" not in text  # all need the same
+    assert "ahead of" not in headline(rows[1:], say(("qlora", "lora", "-??"), ("qlora", "dora", "---"), ("lora", "dora", "---")))  # said already
     advice = recommendation(rows, found)
     assert advice[0].startswith("Use DoRA: none is shown to be ahead of it")
     assert advice[1] == (
@@ -142,6 +151,12 @@ def test_what_the_base_model_is_ahead_of_is_not_recommended() -> None:
     assert recommendation(rows, found)[0] == (
         "LoRA is not behind any other method, but no gain over the base model is shown: nothing here says that tuning is worth it."
     )
+    assert recommendation(rows, found)[1] == "Against the base model QLoRA is worse on perplexity."
+    assert "None is worth using here" not in headline(rows, found)
+    gained = recommendation(rows, say(("base", "qlora", "??+"), ("base", "lora", "-??"), ("qlora", "lora", "???")))
+    assert gained[0] == "Use LoRA: the base model is ahead of QLoRA."
+    half = recommendation(rows, say(("base", "qlora", "-=="), ("base", "lora", "==="), ("qlora", "lora", "===")))
+    assert half[0].endswith("QLoRA needs the least memory (2.00 GiB), if that is what counts.")
     same = recommendation(rows, say(("base", "qlora", "==="), ("base", "lora", "==="), ("qlora", "lora", "===")))
     assert same[0].endswith("QLoRA needs the least memory (2.00 GiB), if that is what counts.")
     assert same[1] == "QLoRA and LoRA do not differ by what matters from the base model on any metric."
@@ -151,6 +166,19 @@ def test_what_the_base_model_is_ahead_of_is_not_recommended() -> None:
     text = headline([*rows, row("dora")], all_behind)
     assert "the base model is better than every ranked method" in text
     assert "ahead of QLoRA" not in text
+    behind = say(*(("base", m, "+??") for m in ("qlora", "lora", "dora")), ("qlora", "lora", "?+?"), ("qlora", "dora", "?+?"), ("lora", "dora", "???"))
+    assert "ahead of QLoRA" not in headline([*rows, row("dora")], behind)
+
+
+def test_verdicts_that_go_round_in_a_circle_recommend_nothing() -> None:
+    rows, found = [row(m) for m in ("qlora", "lora", "dora")], say(("qlora", "lora", "+??"), ("lora", "dora", "+??"), ("dora", "qlora", "+??"))
+    assert recommendation(rows, found)[0] == "The verdicts contradict each other, and there is no recommendation."
+
+
+def test_a_method_is_ranked_if_no_finished_run_of_it_failed_a_check() -> None:
+    stopped, failed = row("lora", seed=1, status="oom", ranked=False), row("lora", seed=1, ranked=False)
+    assert [r["seed"] for r in contenders([row("lora"), stopped])] == [0]
+    assert contenders([row("lora"), failed]) == []
 
 
 def test_a_gain_and_a_loss_against_the_base_model_are_both_said() -> None:
@@ -205,15 +233,24 @@ def test_perplexity_differs_in_percent() -> None:
     measured = {"delta": -69.3, "low": -105.4, "high": -18.2, "unit": "log %"}
     found = [verdict("lora", "base", "perplexity", "better") | measured]
     assert results([row("base"), row("lora")], found) == ["Perplexity. Better than the base model: LoRA (−50.0% [−65.1%, −16.6%])."]
+    assert change(found[0] | {"high": 1e5}).endswith("2,202,546.6%]")
 
 
 def test_a_difference_that_no_score_can_have_is_not_named() -> None:
     rows, found = [row("qlora", seed="mean"), row("lora", seed="mean")], say(("qlora", "lora", "???"))
-    found[0]["detectable"], found[1]["detectable"] = 231.0, 0.0
+    found[0]["detectable"], found[1]["detectable"], found[2]["detectable"], found[2]["unit"] = 231.0, 0.0, 150.0, "log %"
     (text,) = discussion(rows, found)
     assert "231" not in text
+    assert "has to be 150.0 log % on perplexity" in text
     assert "ROUGE-L" not in text
     assert "In 2 of the 3 open comparisons no difference at all could be found: more seeds or rows are needed." in text
+
+
+def test_of_several_open_comparisons_the_smallest_and_the_largest_are_named() -> None:
+    found = [v | {"detectable": 2.0 + i, "needed": 300 - i} for i, b in enumerate(("lora", "dora")) for v in say(("qlora", b, "?=="))]
+    (text,) = discussion([row(m, seed="mean") for m in ("qlora", "lora", "dora")], found)
+    assert "has to be 2.0 to 3.0 points on BLEU-4, by pair" in text
+    assert "299 to 300 rows would decide 2 of the 2" in text
 
 
 def test_unfair_pairs_name_their_numbers_in_the_order_of_the_methods() -> None:
@@ -223,7 +260,7 @@ def test_unfair_pairs_name_their_numbers_in_the_order_of_the_methods() -> None:
 
 
 def test_methods_that_cannot_be_compared_are_recommended_apart() -> None:
-    rows = [row(m) for m in ("qlora", "lora", "dora")]
+    rows = [row("qlora", peak_memory_gib=1.0), row("lora"), row("dora")]
     found = say(("qlora", "lora", "+??")) + say(("qlora", "dora", "+++"), ("lora", "dora", "+++"), confounded=("other seeds",))
     assert families(both_ways(found), ["qlora", "lora", "dora"]) == [["qlora", "lora"], ["dora"]]
     advice = recommendation(rows, found)
@@ -233,24 +270,28 @@ def test_methods_that_cannot_be_compared_are_recommended_apart() -> None:
     assert recommendation(rows, partly)[-1] == "DoRA can fairly be compared with LoRA alone: see Results."
     assert "is behind some method" not in headline(rows, partly)
     assert "2 of 3 pairs differ in more than the method" in headline(rows, found)
+    assert "QLoRA is better than every method that it can fairly be compared with on BLEU-4" in headline(rows, found)
+    assert "needs the least" not in headline(rows, found)
 
 
 def test_the_built_in_model_recommends_nothing() -> None:
     rows = [row(m, config={"model": "builtin"}) for m in ("qlora", "lora")]
     found = say(("qlora", "lora", "+++"))
-    assert headline(rows, found).endswith(BUILT_IN)
+    assert headline([*rows, row("dora", status="missing", ranked=False, config=None)], found).endswith(BUILT_IN)
     assert recommendation(rows, found)[-1].startswith(BUILT_IN)
 
 
 def test_the_discussion_says_what_limits_the_results() -> None:
     forgot = {"text": "general", "perplexity": {"value": 25.0, "low": 24.0, "high": 26.0}, "perplexity_before": {"value": 20.0, "low": 19.0, "high": 21.0}}
     odd = {"length_ratio": {"value": 1.5, "low": 1.4, "high": 1.6}, "generation": {"empty": 0, "unfinished": 30, "mean_reply_tokens": 9.0}}
-    rows = [row("base", forgetting=forgot), row("lora", forgetting=forgot, **odd), row("dora"), row("full", status="oom", ranked=False)]
+    short = {"length_ratio": {"value": 0.5, "low": 0.4, "high": 0.6}, "generation": {"empty": 0, "unfinished": 5, "mean_reply_tokens": 9.0}}
+    rows = [row("base", forgetting=forgot), row("lora", forgetting=forgot, **odd), row("dora", **short), row("qdora", ranked=False),
+            row("full", status="oom", ranked=False)]  # fmt: skip
     text = " ".join(discussion(rows, say(("lora", "dora", "??+"))))
     for part in ("with these 100 test rows a difference has to be 3.0 points on BLEU-4 and 3.0 points on ROUGE-L", "look, 400 rows would decide 2 of the 2",
                  "ran with one seed only",
-                 "LoRA writes 1.50 times as much as the references", "LoRA, 30 of 100",
-                 "On general text (general) perplexity went from 20.00 to 25.00 with LoRA", "for the reasons in the notes: full"):  # fmt: skip
+                 "LoRA writes 1.50 times as much and DoRA writes 0.50 times as much as the references", "and were cut: LoRA, 30 of 100. ",
+                 "(general) perplexity went from 20.00 to 25.00 with LoRA", "for the reasons in the notes: full"):  # fmt: skip
         assert part in text, part
     assert discussion([row("lora", seed="mean"), row("dora", seed="mean")], say(("lora", "dora", "+++"))) == []
 
@@ -313,8 +354,14 @@ def test_many_methods_are_summed_up_and_not_listed_pair_by_pair() -> None:
         "Full is better than every method that it can fairly be compared with."
     )
     assert rouge.endswith("No method is shown to be better than all others.")
+    worse = [verdict(m, "base", SCORES[0], "worse", 2.0 + i) for i, m in enumerate(methods)]
+    assert "from −2.0 [−3.0, −1.0] (QLoRA) to −7.0 [−8.0, −6.0] (full)" in results(rows, worse)[0]
 
 
 def test_a_hair_is_no_saving() -> None:
     rows = [row("lora", peak_memory_gib=1.105), row("full", peak_memory_gib=1.106)]
-    assert "needs the least memory" not in " ".join(recommendation(rows, say(("lora", "full", "???"))))
+    found = say(("lora", "full", "???"))
+    assert "needs the least memory" not in " ".join(recommendation(rows, found))
+    assert headline(rows, found).endswith("LoRA needs about as much memory and about as much training time.")
+    rows = [row("lora", peak_memory_gib=1.0), row("full", peak_memory_gib=None)]  # what is not known is not more
+    assert "needs the least memory" not in " ".join(recommendation(rows, found))
