@@ -362,6 +362,6 @@ def test_a_hair_is_no_saving() -> None:
     rows = [row("lora", peak_memory_gib=1.105), row("full", peak_memory_gib=1.106)]
     found = say(("lora", "full", "???"))
     assert "needs the least memory" not in " ".join(recommendation(rows, found))
-    assert headline(rows, found).endswith("LoRA needs about as much memory and about as much training time.")
+    assert headline(rows, found).endswith("LoRA needs, measured once, about as much memory and about as much training time.")
     rows = [row("lora", peak_memory_gib=1.0), row("full", peak_memory_gib=None)]  # what is not known is not more
     assert "needs the least memory" not in " ".join(recommendation(rows, found))

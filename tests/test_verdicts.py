@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import made_run
+from test_report import PROVENANCE, made_run
 
 from kit.config import RunConfig, recipes, resolve
 from kit.files import read_json, write_json
@@ -19,7 +19,7 @@ from kit.report.answers import gather
 from kit.report.content import document
 from kit.report.rows import blank
 from kit.report.tables import verdict_table
-from kit.report.verdicts import best, both_ways, confounded, ledger, verdicts
+from kit.report.verdicts import best, both_ways, confounded, ledger, own_settings, verdicts
 
 Make = Callable[..., RunConfig]
 GOOD, BAD = "the lake is blue", "a hill was red"
@@ -64,7 +64,11 @@ def test_a_clear_difference_a_tie_and_a_doubt(tiny: Make) -> None:
         (("--limit-train", "50"), {}, "limit_train None and 50"),
         ((), {"tokens_supervised": 2000}, "1,000 and 2,000 supervised tokens"),
         (("--seed", "1"), {}, "seeds 0 and 1"),
-        ((), {"provenance": {"data": "h", "gpu": "Tesla T4", "cpu": "c", "versions": {"python": "3"}}}, "another GPU"),
+        ((), {"provenance": PROVENANCE | {"gpu": "Tesla T4"}}, "another GPU"),
+        ((), {"provenance": PROVENANCE | {"cpu": "d"}}, "another CPU"),
+        ((), {"provenance": PROVENANCE | {"data": "of before"}}, "another data"),
+        ((), {"provenance": PROVENANCE | {"git": "abc"}}, "another code revision"),
+        ((), {"provenance": PROVENANCE | {"versions": {"python": "4"}}}, "other versions of the libraries"),
         ((), {"gates": {"moved": {"passed": False, "detail": "0 of 84 trainable tensors changed"}}}, "not ranked; moved: 0 of 84 trainable tensors changed"),
     ],
 )
@@ -102,21 +106,51 @@ def test_what_only_leaks_show_is_told(tiny: Make) -> None:
     assert "| equivalent, 0.00 |" in text
 
 
-def test_where_a_run_was_evaluated_counts_as_where_it_was_trained_does(tiny: Make) -> None:
-    finished(tiny("--method", "qlora"), replies(0.9, 1))
-    folder = finished(tiny("--method", "lora"), replies(0.2, 2))
-    record = read_json(folder / "eval.json")
-    write_json(folder / "eval.json", record | {"provenance": record["provenance"] | {"gpu": "Tesla T4"}})
-    assert {tuple(v["confounded"]) for v in said(tiny).values()} == {("another GPU",)}
+HALF = {"precision": {"name": "bfloat16", "reason": "r"}}
+ONE, OTHER = ({"generation": {"empty": 0, "unfinished": 0, "mean_reply_tokens": 3.0, "batch_tokens": n}} for n in (250, 500))
 
 
-def test_a_run_on_a_few_rows_takes_none_from_the_others(tiny: Make) -> None:
+@pytest.mark.parametrize(
+    ("first", "second", "reasons"),
+    [
+        ({}, {"provenance": PROVENANCE | {"gpu": "Tesla T4"}}, ["another GPU"]),
+        ({}, {"gates": {"reloaded": {"passed": False, "detail": "0.1"}}}, ["not ranked; reloaded: 0.1"]),
+        ({}, HALF, ["another precision"]),
+        (ONE, OTHER, []),
+        (ONE | HALF, OTHER | HALF, ["replies in other batches"]),
+    ],
+)
+def test_how_a_run_was_evaluated_counts_as_how_it_was_trained_does(tiny: Make, first: dict[str, Any], second: dict[str, Any], reasons: list[str]) -> None:
+    for method, changed in (("qlora", first), ("lora", second)):
+        path = finished(tiny("--method", method), replies(0.5, 1)) / "eval.json"
+        write_json(path, read_json(path) | changed)
+    assert {tuple(v["confounded"]) for v in said(tiny).values()} == {tuple(reasons)}
+
+
+def test_where_nobody_knows_how_much_was_trained_nothing_is_ranked(tiny: Make) -> None:
+    for method in ("qlora", "lora"):
+        finished(tiny("--method", method), replies(0.5, 1), tokens_supervised=None)
+    assert {tuple(v["confounded"]) for v in said(tiny).values()} == {("supervised tokens not known",)}
+
+
+def test_the_base_model_has_no_seeds_to_vary(tiny: Make) -> None:
+    for method in ("base", "qlora"):
+        finished(tiny("--method", method), replies(0.1, 0))
+    for seed, share in (("0", 0.4), ("1", 0.8)):
+        finished(tiny("--method", "lora", "--seed", seed), replies(share, 1))
+    base, qlora = (said(tiny)[a, "lora", "rouge_l"] for a in ("base", "qlora"))
+    assert base["high"] - base["low"] < 0.8 * (qlora["high"] - qlora["low"])
+
+
+def test_a_run_on_fewer_rows_takes_none_from_the_others(tiny: Make) -> None:
+    left_out = ["DoRA is left out of the verdicts: it answered 70 test rows and most others 80"]
     finished(tiny("--method", "qlora"), replies(0.9, 1))
+    finished(tiny("--method", "dora"), replies(0.2, 3, n=70))
+    assert verdicts(gather(tiny().run_dir.parent)) == ([], left_out)
     finished(tiny("--method", "lora"), replies(0.2, 2))
-    finished(tiny("--method", "dora"), replies(0.2, 3, n=10))
     found, notes = verdicts(gather(tiny().run_dir.parent))
     assert {(v["a"], v["b"], v["n"]) for v in found} == {("qlora", "lora", 80)}
-    assert notes == ["DoRA is left out of the verdicts: it answered 10 test rows and most others 80"]
+    assert notes == left_out
 
 
 def test_a_run_on_more_rows_throws_out_none(tiny: Make) -> None:
@@ -176,6 +210,11 @@ def test_the_seeds_of_a_method_share_its_settings(tiny: Make) -> None:
     assert ledger(gather(tiny().run_dir.parent)) == [("LoRA", "high-rank LoRA", ["rank 48 and 8"])]
 
 
+def test_the_recipes_block_for_a_method_is_the_methods_own() -> None:
+    assert own_settings("qlora", "h100-qlora-highrank") == {"rank", "alpha", "target_modules"}
+    assert own_settings("lora", "h100-qlora-highrank") == set()
+
+
 def test_both_ways_mirror_a_verdict() -> None:
     v = {"a": "x", "b": "y", "metric": "rouge_l", "delta": 2.0, "low": 1.0, "high": 4.0, "verdict": "better", "confounded": []}
     said = both_ways([v])
@@ -202,6 +241,9 @@ def test_best_takes_a_fair_win_over_every_other_ranked_method() -> None:
     rows.pop()
     rows[2]["ranked"] = False  # then it is no rival
     assert found({"confounded": ["not ranked"]}) == "lora"
+    assert best(rows[1:], both_ways([win | {"b": "dora", "confounded": ["not ranked"]}]), "rouge_l") is None  # of one
     rows[2]["ranked"] = True
+    assert best(rows, both_ways([win | {"b": "base"}]), "rouge_l") == "lora"  # DoRA was left out of the verdicts
+    assert best([*rows, rows[1] | {"ranked": False}], both_ways([win | {"b": "base"}, win | {"b": "dora"}, draw]), "rouge_l") is None  # a seed failed a check
     rows[1]["ranked"] = False
     assert found({}) is None
