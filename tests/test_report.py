@@ -24,7 +24,7 @@ from kit.report import answers, markdown, tables, write
 from kit.report.answers import CHANGED, gather
 from kit.report.blocks import Heading
 from kit.report.content import document
-from kit.report.rows import Row, collect, duration, interval, number
+from kit.report.rows import Row, cell, collect, duration, interval, number
 from kit.report.verdicts import verdicts
 from kit.runs import open_run
 
@@ -219,6 +219,16 @@ def test_seeds_get_a_mean_row_over_seeds_and_examples(tiny: Make) -> None:
     assert [r["seed"] for r in summary["rows"]] == ["mean", 0, 1, 0]
 
 
+def test_a_mean_over_seeds_is_of_them_all_or_not_given(tiny: Make) -> None:
+    forgot = {"text": "general", "sha256": "x", "tokens": 9, "perplexity": {"value": 20.0, "low": 19.0, "high": 21.0}, "kl": None}
+    made_run(tiny("--method", "lora"), ["the lake"] * 3, forgetting=forgot)
+    path = made_run(tiny("--method", "lora", "--seed", "1"), ["a"] * 3, forgetting=forgot | {"sha256": "y"}) / "train.json"
+    write_json(path, read_json(path) | {"peak_memory_gib": None, "gates": {"moved": {"passed": False, "detail": "none"}}})
+    (mean,) = gather(tiny().run_dir.parent).means
+    assert (mean["train_wall_s"], mean["peak_memory_gib"], mean["forgetting"]) == (65, None, None)
+    assert (mean["ranked"], mean["reason"]) == (False, "not ranked; moved: none")
+
+
 def test_many_replies_are_read_by_several_processes_alike(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in ("0", "1"):
         made_run(tiny("--method", "lora", "--seed", seed), ["the lake", "a", seed] * 4)
@@ -386,6 +396,8 @@ def test_human_scores_are_shown_with_their_agreement(tiny: Make) -> None:
     text = build(tiny())[2]
     assert "by anna and ben, blind" in text
     assert re.search(r"\| LoRA \| 2\.50 \\\[", text)
+    human = answers.human(folder, gather(folder))["criteria"]["fluency"]["correlation"]
+    assert human["BLEU-4"] == human["ROUGE-L"]  # two words are too few for 4-grams and yet not nothing
     assert "fluency, weighted kappa of anna, ben: 1.00" in text
     assert "rank correlation with ROUGE-L: " in text
     (folder / "ratings" / "anna.jsonl").write_text("7\n")
@@ -462,6 +474,14 @@ def test_a_star_stands_where_the_verdicts_support_it(tiny: Make, capsys: pytest.
 def test_no_runs_is_an_error(tiny: Make) -> None:
     with pytest.raises(UserError, match="no runs in"):
         collect(Path(tiny().runs_dir))
+
+
+def test_seeds_are_told_apart(tiny: Make) -> None:
+    made_run(tiny("--method", "lora"), ["a"] * 2)
+    assert [cell("label", r, None) for r in collect(Path(tiny().runs_dir) / "tiny")] == ["LoRA"]
+    made_run(tiny("--method", "lora", "--seed", "1"), ["a"] * 2)
+    made_run(tiny("--method", "dora", "--seed", "1"), ["a"] * 2)
+    assert [cell("label", r, None) for r in collect(Path(tiny().runs_dir) / "tiny")] == ["LoRA (seed 0)", "LoRA (seed 1)", "DoRA (seed 1)"]
 
 
 def test_numbers_read_well() -> None:
