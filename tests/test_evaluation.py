@@ -135,6 +135,23 @@ def test_a_run_that_is_not_trained_to_its_end_is_not_scored(make: Make) -> None:
         for stage in (evaluate, scoring.rescore):
             with pytest.raises(UserError, match=r"is not trained yet; run: python scripts/train\.py"):
                 stage(lora)
+    write_json(folder / "train.json", {"status": "done", "provenance": {"data": "of before"}})
+    with pytest.raises(UserError, match=r"train\.json comes from other data than .* holds now"):
+        scoring.rescore(lora)
+
+
+def test_the_order_of_the_predictions_changes_no_score(make: Make) -> None:
+    base = make("--method", "base")
+    folder = answered(base)
+    before = read_json(folder / "eval.json")
+    rewrite(folder, lambda rows: rows.reverse())
+    assert scoring.rescore(base)["all"] == before["all"]
+
+
+def test_the_last_reply_of_a_conversation_is_the_reference() -> None:
+    messages = [{"role": r, "content": t} for r, t in (("user", "Hi"), ("assistant", "Hello."), ("user", "And?"), ("assistant", "Bye."))]
+    asked = scoring.asked({"id": "x", "source": "s", "messages": messages})
+    assert asked == {"id": "x", "source": "s", "prompt": "User: Hi\n\nAssistant: Hello.\n\nUser: And?", "reference": "Bye."}
 
 
 BAD = {
@@ -203,6 +220,7 @@ def test_every_metric_is_there_for_all_rows_each_source_and_the_unflagged(make: 
     found = scoring.summary(rows, manifest)
     assert found["leaks"] == {"flagged": 2, "ids": flagged, "without": scores([r for r in rows if r["id"] not in flagged])}
     assert found["leaks"]["without"]["bleu4"]["n"] == 7
+    assert scoring.summary(rows, manifest, "char")["leaks"]["without"] == scores([r for r in rows if r["id"] not in flagged], "char")
     for block in (found["all"], found["leaks"]["without"], *found["per_source"].values()):
         assert set(block) == set(METRICS)
         assert all(score["signature"] for score in block.values())
