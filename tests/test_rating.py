@@ -107,6 +107,7 @@ def test_all_raters_get_the_same_whole_rows_and_a_larger_limit_adds_to_them(fold
     rows = {i.row for i in cards(folder, limit=12)}
     assert {run for i in cards(folder, limit=12) for run in i.runs if i.row == min(rows)} == {"base", "lora-s0", "dora-s0"}
     assert len({i.row for i in cards(folder, limit=1)}) == 1
+    assert {i.row for i in deck(items(folder), "anna", limit=12, seed=1)} != rows
 
 
 @pytest.mark.parametrize("limit", [10, 30, 1000])
@@ -149,6 +150,7 @@ def test_what_was_added_stands_and_what_was_undone_does_not(folder: Path) -> Non
         before = ledger.standing
     path = folder / "ratings" / "anna.jsonl"
     assert {i: r["scores"]["overall"] for i, r in standing(path).items()} == {i: r["scores"]["overall"] for i, r in before.items()} == {three.id: 5, one.id: 1}
+    assert list(standing(path)) == list(before)
     assert len(path.read_bytes().splitlines()) == 5
     row = json.loads(path.read_bytes().splitlines()[0])
     assert set(row) == {"item", "id", "runs", "reply", "scores", "repeat", "time"}
@@ -450,6 +452,7 @@ def test_without_a_terminal_lines_are_keys(folder: Path) -> None:
     assert "'-' is no key here, the line was ignored" in done.stdout
     scores = [tuple(r["scores"].values()) for r in standing(folder / "ratings" / "ben.jsonl").values()]
     assert scores == [(4, 5, 3), (2, 2, 3), ()]
+    assert [tuple(r.scores.values()) for r in read_ratings(folder)] == scores[:2]
 
 
 @pytest.mark.parametrize(
@@ -506,8 +509,9 @@ def test_no_cell_of_an_export_runs_as_a_formula(tiny: Make, tmp_path: Path, star
     sheet.export_csv(tmp_path / "out.csv", cards(folder), OVERALL)
     (row,) = table(tmp_path / "out.csv")
     assert row["reply"] == f'\'{start}1+1 \\x1b[2J, "quoted"\nline'
-    row["overall"] = "2"
-    assert sheet.import_csv(saved(tmp_path / "in.csv", [row]), folder, "anna") == 1
+    for score in ("2", "3"):  # a second file corrects the first
+        assert sheet.import_csv(saved(tmp_path / "in.csv", [row | {"overall": score}]), folder, "anna") == 1
+    assert [r.scores for r in read_ratings(folder)] == [{"overall": 3}]
     with pytest.raises(UserError, match="exists; choose another file"):
         sheet.export_csv(tmp_path / "out.csv", cards(folder), OVERALL)
 
@@ -665,6 +669,7 @@ def test_the_interval_of_a_mean_has_the_textbook_width() -> None:
     assert got["high"] - got["low"] == pytest.approx(2 * 1.966 * values.std(ddof=1) / 20, rel=0.02)
     assert agreement.mean_interval([3.0] * 4) == {"value": 3.0, "low": None, "high": None, "n": 4}
     assert agreement.mean_interval([5.0, 5.0, 5.0, 4.0, 5.0])["high"] == 5.0
+    assert agreement.mean_interval([0.0, 0.0, 0.0, 1.0, 0.0])["low"] == 0.0
 
 
 @pytest.mark.parametrize("n", [6, 8, 12])
@@ -683,11 +688,12 @@ def test_the_summary_by_hand() -> None:
     ratings = [
         rated("anna", "a", 1), rated("ben", "a", 3), rated("anna", "b", 5, runs=("base", "lora-s0")), rated("ben", "b", 5, runs=("base", "lora-s0")),
         rated("anna", "c", 4, runs=("lora-s0",)), rated("anna", "a", 2, repeat=True), rated("anna", "c", 4, runs=("lora-s0",), repeat=True),
-        rated("ben", "gone", 0, runs=()),
+        rated("ben", "d", 3, repeat=True), Rating("ben", "gone", "row-gone", (), {"fluency": 0}, False),
     ]  # fmt: skip
     bleu = {("base", "row-a"): 10.0, ("lora-s0", "row-b"): 30.0, ("base", "row-b"): 30.0, ("lora-s0", "row-c"): 20.0}
     got = summary(ratings, {"bleu4": bleu, "rouge_l": {}})
-    assert [got[k] for k in ("raters", "by_rater", "rated", "replies", "repeats", "stale")] == [["anna", "ben"], {"anna": 3, "ben": 2}, 5, 3, 2, 1]
+    assert [got[k] for k in ("raters", "by_rater", "rated", "replies", "repeats", "stale")] == [["anna", "ben"], {"anna": 3, "ben": 2}, 5, 3, 3, 1]
+    assert list(got["criteria"]) == ["overall"]
     overall = got["criteria"]["overall"]
     assert {run: (s["value"], s["n"]) for run, s in overall["runs"].items()} == {"base": (3.5, 2), "lora-s0": (4.5, 2)}
     assert overall["alpha"] == alpha([[1, 3], [5, 5]])
