@@ -13,6 +13,8 @@ from kit import dataset
 from kit.config import RunConfig
 from kit.errors import UserError
 from kit.files import read_json, read_jsonl
+from kit.hub import load_tokenizer
+from kit.prompts import Renderer
 
 Make = Callable[..., RunConfig]
 
@@ -64,6 +66,23 @@ def test_growing_a_split_keeps_the_rows_already_drawn(tiny: Make, tmp_path: Path
         dataset.prepare(config)
     for split in ("train", "test"):
         assert ids(large, split)[: len(ids(small, split))] == ids(small, split)
+    other = tiny("--name", "o", *source, "--train-per-source", "20", "--test-per-source", "10", "--data-seed", "1")
+    dataset.prepare(other)
+    assert set(ids(other, "test")) != set(ids(small, "test"))
+
+
+def test_the_order_of_a_file_changes_no_draw(tiny: Make, tmp_path: Path) -> None:
+    rows = [{"instruction": f"Task {i // 3}", "output": f"Answer {i}"} for i in range(150)]
+    drawn = []
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+        config = tiny("--name", name, "--source", f"x={tmp_path / name}.json", "--train-per-source", "30", "--test-per-source", "10", "--valid", "10")
+        dataset.prepare(config)
+        drawn.append([ids(config, split) for split in dataset.SPLITS])
+        rows.reverse()
+    assert drawn[0] == drawn[1]
+    for split in ("valid", "test"):  # one row of each group
+        assert len({r["messages"][0]["content"] for r in dataset.rows(config, split)}) == 10
 
 
 def test_every_beginning_of_a_split_is_balanced(tiny: Make) -> None:
@@ -77,6 +96,8 @@ def test_other_inputs_are_an_error_and_overwrite_replaces(tiny: Make) -> None:
     dataset.prepare(config)
     with pytest.raises(UserError, match=r"other inputs \(train_per_source\); choose another --name"):
         dataset.prepare(other)
+    with pytest.raises(UserError, match=r"other inputs \(data_seed, max_length\)"):
+        dataset.prepare(tiny("--train-per-source", "10", "--test-per-source", "5", "--data-seed", "1", "--max-length", "128"))
     assert dataset.prepare(other, overwrite=True)["sources"]["tulu"]["train"] == 12
     assert [p.name for p in Path(config.data_dir).iterdir()] == ["tiny"]
 
@@ -95,8 +116,10 @@ def test_an_edited_split_is_noticed(tiny: Make) -> None:
     dataset.prepare(config)
     with (config.data_path / "test.jsonl").open("a") as file:
         file.write("{}\n")
-    with pytest.raises(UserError, match="was changed since it was built"):
-        dataset.rows(config, "test")
+    (config.data_path / "train.jsonl").unlink()
+    for split in ("test", "train"):
+        with pytest.raises(UserError, match="is missing or was changed since it was built"):
+            dataset.rows(config, split)
 
 
 @pytest.mark.parametrize(
@@ -138,13 +161,15 @@ def test_a_source_named_twice_is_an_error(tiny: Make, tmp_path: Path) -> None:
 def test_a_validation_split_is_taken_from_train_and_leaves_test_alone(tiny: Make) -> None:
     small = ("--train-per-source", "20", "--test-per-source", "10")
     without, with_valid = tiny("--name", "a", *small), tiny("--name", "b", *small, "--valid-per-source", "7")
-    for config in (without, with_valid):
+    more = tiny("--name", "c", "--train-per-source", "20", "--test-per-source", "20", "--valid-per-source", "7")
+    for config in (without, with_valid, more):
         dataset.prepare(config)
     assert ids(without, "test") == ids(with_valid, "test")
     parts = [set(ids(with_valid, split)) for split in dataset.SPLITS]
     assert [len(p) for p in parts] == [60, 21, 30]
     assert len(set.union(*parts)) == 111
     assert len(set(ids(without, "train")) & parts[0]) >= 60 - 21
+    assert len(set(ids(more, "valid")) & parts[1]) >= 15  # a larger test takes few rows of valid
 
 
 def sentence(rng: random.Random, n: int = 40) -> list[str]:
@@ -215,6 +240,9 @@ def test_statistics_describe_every_split(tiny: Make) -> None:
     assert train["tokens"] == manifest["lengths"]["train"]
     assert set(train["tokens_by_source"]) == {"alpaca", "tulu", "ultrachat"}
     assert train["scripts"] == {"LATIN": 60}
+    exams = Renderer(load_tokenizer("builtin"), config.format, config.max_length).exams(dataset.rows(config, "test"))
+    assert stats["splits"]["test"]["tokens"]["p100"] == max(len(e.prompt_ids) + len(e.reference_ids) for e in exams)
+    assert stats["splits"]["test"]["supervised_tokens"]["p100"] == max(len(e.reference_ids) for e in exams)
 
 
 def test_a_row_of_a_megabyte_and_odd_characters_go_through(tiny: Make, tmp_path: Path) -> None:
