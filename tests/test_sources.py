@@ -228,10 +228,10 @@ def test_every_way_to_write_turns(row: dict[str, object]) -> None:
 def test_reasoning_parts_are_left_out_and_counted_and_tool_calls_are_not_trained() -> None:
     repairs: Counter[str] = Counter()
     user = {"role": "user", "content": [{"type": "text", "value": "a"}]}
-    reply = [{"type": "reasoning", "value": "hm"}, {"type": "text", "value": "b"}]
+    reply = [{"type": "reasoning", "value": "hm"}, {"type": "thinking", "value": "hm"}, {"type": "text", "value": "b"}]
     row = from_turns({"messages": [user, {"role": "assistant", "content": reply}]}, repairs)
     assert [m["content"] for m in row["messages"]] == ["a", "b"]
-    assert repairs == {"reasoning_left_out": 1}
+    assert repairs == {"reasoning_left_out": 2}
     with pytest.raises(Dropped, match="tool_turns"):
         from_turns({"messages": [user, {"role": "assistant", "content": [{"type": "tool_call", "value": {}}]}]}, repairs)
 
@@ -332,6 +332,9 @@ def test_what_a_question_is_about_goes_with_it() -> None:
     turns = [{"role": r, "content": c} for r, c in (("system", "s"), ("user", "u"), ("assistant", "v"), ("user", "q"))]
     made = from_instruction({"prompt": turns, "completion": "a"}, Counter())
     assert [m["content"] for m in made["messages"]] == ["s\n\nu", "v", "q", "a"]
+    made = from_instruction({"prompt": turns, "completion": "a", "context": "c"}, Counter())
+    assert [m["content"] for m in made["messages"]] == ["s\n\nu", "v", "q\n\nInput: c", "a"]
+    assert "input" not in made  # its heading belongs to the first question
     for empty in ("", None, [], [{"role": "user", "content": " "}]):
         with pytest.raises(Dropped, match="empty_prompt"):
             from_instruction({"prompt": empty, "completion": "a"}, Counter())
