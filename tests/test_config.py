@@ -8,7 +8,7 @@ import pytest
 from conftest import config
 
 from kit import config as kit_config
-from kit.config import DATA_FIELDS, TRAINING_FIELDS, RunConfig, fields, load_recipe, recipes, resolve
+from kit.config import DATA_FIELDS, TRAINING_FIELDS, RunConfig, fields, load_recipe, recipes, resolve, sibling
 from kit.errors import UserError, unknown
 from kit.files import write_json
 from kit.methods import METHODS
@@ -28,7 +28,9 @@ def test_a_text_on_the_hub_needs_the_network_and_makes_no_other_run() -> None:
     assert config().is_local
     assert config("--forgetting-text", "none").is_local
     assert not config("--forgetting-text", "wikitext").is_local
-    assert config("--forgetting-text", "wikitext").identity() == config().identity()
+    assert config("--forgetting-text", "wikitext", "--score-tokens", "zh").identity() == config().identity()
+    assert not config("--model", "org/model").is_local
+    assert not config("--source", "alpaca=org/data").is_local
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -89,6 +91,7 @@ def test_the_tuned_rate_comes_from_the_sweep(tmp_path) -> None:
     write_json(path, {"best": 5e-4, "budget": {"settings": config("--method", "lora").identity()}})
     assert config(*flags).learning_rate == 5e-4
     assert config(*flags, "--learning-rate", "1e-3").learning_rate == 1e-3
+    config("--method", "hybrid", *flags[2:])  # its parts have rates of their own
     for damaged in ({"best": 5e-4}, {"best": "x", "budget": {"settings": {}}}, {"best": 5e-4, "budget": []}):
         write_json(path, damaged)
         with pytest.raises(UserError, match=r"lora.json: cannot be read"):
@@ -135,6 +138,27 @@ def test_all_problems_are_collected() -> None:
     with pytest.raises(UserError) as error:
         config("--rank", "0", "--dropout", "1.5", "--format", "chatt", "--name", "../up")
     assert len(error.value.problems) == 4
+
+
+@pytest.mark.parametrize(
+    ("flag", "wrong", "right"),
+    [("--dropout", "1", "0.9"), ("--warmup-ratio", "-0.1", "0"), ("--seed", str(2**32), str(2**32 - 1)), ("--learning-rate", "inf", "1"),
+     ("--max-length", "31", "32"), ("--valid-per-source", "-1", "0"), ("--max-steps", "0", "1")],
+)  # fmt: skip
+def test_a_number_out_of_its_range_is_refused(flag: str, wrong: str, right: str) -> None:
+    config(flag, right)
+    with pytest.raises(UserError, match=f"{flag} must "):
+        config(flag, wrong)
+
+
+def test_combined_needs_validation_rows() -> None:
+    with pytest.raises(UserError, match="combined chooses its weights on validation rows"):
+        config("--method", "combined", "--valid", "0")
+
+
+def test_another_method_keeps_what_was_asked_for_even_where_that_is_the_default() -> None:
+    assert sibling(config("--method", "highrank"), "lora").rank == 16
+    assert sibling(config("--method", "highrank", "--rank", "48"), "lora").rank == 48
 
 
 def test_unknown_lists_what_there_is_when_nothing_is_close() -> None:

@@ -96,8 +96,8 @@ def test_other_inputs_are_an_error_and_overwrite_replaces(tiny: Make) -> None:
     dataset.prepare(config)
     with pytest.raises(UserError, match=r"other inputs \(train_per_source\); choose another --name"):
         dataset.prepare(other)
-    with pytest.raises(UserError, match=r"other inputs \(data_seed, max_length\)"):
-        dataset.prepare(tiny("--train-per-source", "10", "--test-per-source", "5", "--data-seed", "1", "--max-length", "128"))
+    with pytest.raises(UserError, match=r"other inputs \(revision, data_seed, max_length\)"):
+        dataset.prepare(tiny("--train-per-source", "10", "--test-per-source", "5", "--data-seed", "1", "--max-length", "128", "--revision", "other"))
     assert dataset.prepare(other, overwrite=True)["sources"]["tulu"]["train"] == 12
     assert [p.name for p in Path(config.data_dir).iterdir()] == ["tiny"]
 
