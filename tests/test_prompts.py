@@ -79,6 +79,21 @@ def test_the_prompt_and_its_reference_make_the_training_example(tokenizer, gpt2_
             exam, example = renderer.exams([row])[0], renderer.examples([row])[0]
             assert exam.prompt_ids + exam.reference_ids == example.input_ids
             assert exam.reference_ids[-1] == renderer.terminator
+        assert renderer.stop_ids == sorted({renderer.terminator, renderer.tokenizer.eos_token_id})
+
+
+def test_a_reply_without_room_for_its_end_is_cut(tokenizer) -> None:
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "The lake. " * 20}]}
+    whole = Renderer(tokenizer, "chat", 10_000).exams([row])[0]
+    length = len(whole.prompt_ids) + len(whole.reference_ids)
+    assert [Renderer(tokenizer, "chat", n).exams([row])[0].fit for n in (length, length - 1)] == ["whole", "reply_cut"]
+
+
+def test_the_longest_part_of_a_prompt_is_cut(tokenizer) -> None:
+    row = {"messages": [{"role": "user", "content": "Find it.\n\nInput: " + "lake " * 90}, *ONE["messages"][1:]], "input": "lake " * 90}
+    made = Renderer(tokenizer, "alpaca", 90).examples([row])[0]
+    assert made.fit == "prompt_cut"
+    assert "Find it.\n\n### Input:\nlake lake" in tokenizer.decode(made.input_ids)
 
 
 def random_row(rng: random.Random) -> dict[str, object]:
@@ -98,7 +113,7 @@ def test_no_row_is_too_long_or_without_supervised_tokens(tokenizer, format: str)
     rows = [random_row(rng) for _ in range(300)]
     whole = Renderer(tokenizer, format, 10_000)
     fits = set()
-    for row, example, exam, full in zip(rows, renderer.examples(rows), renderer.exams(rows), whole.examples(rows), strict=True):
+    for row, example, exam, full, asked in zip(rows, renderer.examples(rows), renderer.exams(rows), whole.examples(rows), whole.exams(rows), strict=True):
         assert 0 < len(example.input_ids) == len(example.labels) <= length
         assert example.supervised > 0
         assert all(label in (IGNORE, token) for token, label in zip(example.input_ids, example.labels, strict=True))
@@ -109,6 +124,9 @@ def test_no_row_is_too_long_or_without_supervised_tokens(tokenizer, format: str)
         assert ("reply_cut" in exam.fit) == (exam.reference_ids[-1] != renderer.terminator)
         if example.fit in ("whole", "turns_dropped"):  # whole turns from the start
             assert full.input_ids[: len(example.input_ids)] == example.input_ids
+        if exam.fit in ("whole", "turns_dropped"):  # whole turns up to the end
+            assert exam.prompt_ids[20:] == asked.prompt_ids[len(asked.prompt_ids) - len(exam.prompt_ids) :][20:]
+        assert len(exam.reference_ids) >= min(len(asked.reference_ids), 20)
         fits |= {example.fit, exam.fit}
     done = ("turns_dropped", "prompt_cut", "reply_cut")
     assert fits == {"whole", *("_and_".join(some) for n in (1, 2, 3) for some in combinations(done, n))}
