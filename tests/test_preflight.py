@@ -39,6 +39,7 @@ def test_counted_optimiser_state_is_the_measured_one(ready: Make) -> None:
         weights = adapter_size(config, bare) if method == "lora" else sum(p.numel() for p in bare.parameters()) - bare.get_input_embeddings().weight.numel()
         states = need.trained - weights * (8 if method == "lora" else 4)
         assert train(config)["optimizer_state_mib"] == pytest.approx(states / 2**20, rel=0.03)
+    assert count(ready("--method", "galore", "--rank", "1000"), bare).trained == weights * (4 + 8)  # no layer is wide enough to be projected
 
 
 def test_what_cannot_fit_is_refused_before_loading(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,11 +85,15 @@ def test_gemma_3_1b_on_a_t4_by_count(ready: Make, monkeypatch: pytest.MonkeyPatc
     assert adapter_size(ready("--method", "lora", "--rank", "16"), model) == 13_045_760
     assert needs["qlora"].weights / 1e9 == pytest.approx(0.97, abs=0.03)
     assert needs["lora"].weights / 1e9 == pytest.approx(2.0, abs=0.01)
+    assert needs["lora"].trained == 13_045_760 * (4 + 4 + 2)
+    bits = 8 * preflight.NF4_BYTES
+    assert bits == pytest.approx(4.127, abs=1e-3)  # as in the paper
     # Weights, gradients, a byte for each moment, and the embeddings' moments in float32.
     embedding = 262_144 * 1152
     assert needs["full"].certain == pytest.approx((4 + 4 + 2) * 999_885_952 + 6 * embedding)
     assert needs["full"].activations > 2 * 4 * embedding  # of a trained head's gradient
     galore = count(ready("--method", "galore", "--rank", "128", "--optimizer", "adamw_8bit"), model)
+    assert galore.activations == needs["full"].activations - 2 * 4 * embedding
     assert galore.disk > 4 * 4 * 999_885_952  # whole models are saved, also where the embeddings are frozen
     adam = 2 * (999_885_952 - 301_989_888)
     states = galore.trained - 4 * (999_885_952 - 301_989_888)
