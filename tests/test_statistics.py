@@ -93,6 +93,12 @@ def test_differences_between_sources_do_not_widen_a_stratified_interval() -> Non
     assert (made["all"]["x"]["n"], made["per_source"]["b"]["x"]["n"]) == (200, 100)
 
 
+def test_a_small_source_weighs_as_much_as_it_has_rows() -> None:
+    values = np.random.default_rng(19).normal(0, 1, 404)
+    made = intervals([{"x": column(values)}], ["a"] * 4 + ["b"] * 400, {"x": MEAN})["all"]["x"]
+    assert made["high"] - made["low"] == pytest.approx(2 * 1.96 * values.std() / math.sqrt(404), rel=0.05)
+
+
 @pytest.mark.usefixtures("study")
 @pytest.mark.parametrize("n", [100, 200])
 def test_intervals_of_a_skewed_mean_cover_the_truth(n: int) -> None:
