@@ -19,7 +19,7 @@ from kit.report.answers import gather
 from kit.report.content import document
 from kit.report.rows import blank
 from kit.report.tables import verdict_table
-from kit.report.verdicts import best, both_ways, confounded, ledger, own_settings, verdicts
+from kit.report.verdicts import best, both_ways, confounded, ledger, matrix, own_settings, verdicts
 
 Make = Callable[..., RunConfig]
 GOOD, BAD = "the lake is blue", "a hill was red"
@@ -184,6 +184,10 @@ def test_what_makes_the_method_does_not_confound_it(tiny: Make) -> None:
     finished(tiny("--method", "lora"), replies(0.5, 1))
     finished(tiny("--method", "highrank"), replies(0.6, 2))
     assert {tuple(v["confounded"]) for v in said(tiny).values()} == {()}
+    finished(tiny("--method", "lora"), replies(0.5, 1), provenance=PROVENANCE | {"gpu": "Tesla T4"})
+    assert {pair: tuple(v["confounded"]) for pair, v in said(tiny).items() if "lora" in pair and pair[2] == "rouge_l"} == {
+        ("base", "lora", "rouge_l"): (), ("lora", "highrank", "rouge_l"): ("another GPU",),
+    }  # fmt: skip
     # The same flag given to both is not the method's either, but equal.
     assert tiny("--method", "highrank").rank != tiny("--method", "lora").rank
 
@@ -192,6 +196,7 @@ def test_the_matrix_and_the_table_show_both_directions(tiny: Make, capsys: pytes
     finished(tiny("--method", "qlora"), replies(0.9, 1))
     finished(tiny("--method", "lora", "--epochs", "2"), replies(0.2, 2))
     given = write.inputs(tiny())
+    assert matrix(given.found) == [["QLoRA", "·", "++=*"], ["LoRA", "−−=*", "·"]]
     verdict_table(given.found)
     shown = capsys.readouterr().out
     assert "++=*" in shown
