@@ -482,11 +482,16 @@ def test_seeds_are_told_apart(tiny: Make) -> None:
     made_run(tiny("--method", "lora", "--seed", "1"), ["a"] * 2)
     made_run(tiny("--method", "dora", "--seed", "1"), ["a"] * 2)
     assert [cell("label", r, None) for r in collect(Path(tiny().runs_dir) / "tiny")] == ["LoRA (seed 0)", "LoRA (seed 1)", "DoRA (seed 1)"]
+    for seed in ("10", "2"):
+        made_run(tiny("--method", "dora", "--seed", seed), ["a"] * 2)
+    assert [r["seed"] for r in collect(Path(tiny().runs_dir) / "tiny")] == [0, 1, 1, 2, 10]
 
 
 def test_numbers_read_well() -> None:
     assert [duration(s) for s in (None, 0.42, 9.97, 42.4, 59.7, 125, 4320)] == ["—", "0.4 s", "10 s", "42 s", "1 min 00 s", "2 min 05 s", "1 h 12 min"]
     assert (number(None, 2), number(1234.5, 1, " GiB")) == ("—", "1,234.5 GiB")
+    before, after = ({"bleu4": {"value": value}} for value in (1.0, 2.0))
+    assert (cell("bleu4", before, before), cell("bleu4", after, before), cell("bleu4", after, None)) == ("1.00", "1.00 → 2.00", "2.00")
     assert interval({"value": 1.0, "low": None, "high": None}) == "1.00"
     assert interval(None) == interval({"value": None, "low": None, "high": None}) == "—"
 
