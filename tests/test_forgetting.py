@@ -125,7 +125,7 @@ def test_chunks_hold_every_token_once(tokenizer: Any, gpt2_tokenizer: Any) -> No
     assert all(e.reference_ids for e in chunks(Renderer(gpt2_tokenizer, "alpaca", 1024), Text("x", "", ["a", "word " * 700])))
     many = chunks(Renderer(tokenizer, "chat", 1024), Text("x", "", ["word " * 2 * TOKENS, "lake " * TOKENS]))
     assert 0.4 * TOKENS < sum(len(e.reference_ids) for e in many) <= TOKENS
-    assert many[0].reference_ids[0] != many[-1].reference_ids[0]  # of all the text
+    assert "lake" in tokenizer.decode(many[-1].reference_ids)  # of all the text
     assert max(len(e.prompt_ids) + len(e.reference_ids) for e in chunks(Renderer(tokenizer, "chat", 64), text)) == 64
     with pytest.raises(UserError, match=r"--forgetting-text x has \d+ tokens; an interval takes at least 2 chunks of 255"):
         chunks(Renderer(tokenizer, "chat", 1024), Text("x", "", ["short"]))
