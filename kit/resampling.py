@@ -97,8 +97,8 @@ def variance(sums: Mapping[str, Array], count: Mapping[str, int]) -> Array:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score, or a difference of two: its value, how far chance moves it ([RESAMPLES], by the studentised bootstrap and, for a difference,
-    by exchange of rows), what examples and seeds each add to its variance, and of how many seeds, if it is one series of them."""
+    """A score, or a difference of two: its value, how far chance moves it ([RESAMPLES], by the studentised bootstrap and, for a difference, by
+    exchange of rows, alone and with the seeds' noise), what examples and seeds each add to its variance, and of how many seeds, if it is one series of them."""
 
     value: float
     deviations: Array
@@ -120,13 +120,13 @@ class Estimate:
         a difference. What is equal but for rounding is as large."""
         size = abs(self.value) * (1 - 1e-9)
         tail = min(np.count_nonzero(self.deviations >= self.value), np.count_nonzero(self.deviations <= self.value))
-        far = max(np.count_nonzero(np.abs(moved) >= size) for moved in (self.deviations, self.exchanges))
+        far = max(np.count_nonzero(np.abs(moved) >= size) for moved in (self.deviations, *np.atleast_2d(self.exchanges)))
         return min(1.0, float(1 + max(2 * tail, far)) / (1 + RESAMPLES))
 
     def reach(self, alpha: float = ALPHA) -> float:
         """Where p < alpha begins: the mean of both directions."""
         low, high = self.interval(alpha)
-        return max((high - low) / 2, float(np.quantile(np.abs(self.exchanges), 1 - alpha)))
+        return max((high - low) / 2, float(np.quantile(np.abs(np.atleast_2d(self.exchanges)), 1 - alpha, axis=1).max()))
 
 
 def estimate(score: Array, spread: Array, n: int, df: int, varied: Sequence[Array], exchanges: Array | None = None) -> Estimate:
@@ -154,7 +154,8 @@ def estimate(score: Array, spread: Array, n: int, df: int, varied: Sequence[Arra
         between = share * float((apart[:, 0] ** 2).sum())
         left = math.sqrt(max(0.0, 1 - both / examples)) if examples else 0.0
         noise = math.sqrt(between) * rng.standard_t(seeds_df, RESAMPLES)
-        moved, swapped = left * moved + noise, left * swapped + noise
+        # With the seeds' noise and without it: noise breaks ties, and of a few rows that differ half of the exchanges may be ties.
+        moved, swapped = left * moved + noise, np.stack([swapped, left * swapped + noise])
         seeds = max(0.0, between - both)
     repeats = len(varied[0]) if len(varied) == 1 else 0
     return Estimate(float(score[0]), moved, swapped, examples, seeds, repeats, "seeds and examples" if seeds_df else "examples")

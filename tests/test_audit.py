@@ -95,10 +95,11 @@ def test_rows_are_sketched_alike_in_several_blocks(monkeypatch: pytest.MonkeyPat
     assert (made[0] == made[1]).all()
 
 
-def test_leaks_are_looked_for_in_all_other_splits() -> None:
-    one, other, new = (row(prompt, "x", id=prompt[0]) for prompt in ("a question", "b question", "c question"))
-    found = audit.leaks({"train": [one], "valid": [other], "test": [row("A  Question", "y", id="1"), row("B question", "y", id="2"), new]})
-    assert found["same_prompt"] == {"test_rows": 2, "test_ids": ["1", "2"], "examples": [["1", "a"], ["2", "b"]]}
+def test_leaks_are_looked_for_in_the_training_rows() -> None:
+    one, other, valid, new = (row(prompt, "x", id=prompt[0]) for prompt in ("a question", "b question", "c question", "d question"))
+    test = [row("A  Question", "y", id="1"), row("B question", "y", id="2"), row("c question", "y", id="3"), new]
+    found = audit.leaks({"train": [one, other, one], "valid": [valid], "test": test})
+    assert found["same_prompt"] == {"test_rows": 2, "test_ids": ["1", "2"], "train_rows": [0, 1], "examples": [["1", "a"], ["2", "b"]]}
     assert found["same_opening"]["test_ids"] == ["2"]
 
 

@@ -263,6 +263,17 @@ def test_pairs_that_nobody_may_rank_weigh_on_no_other() -> None:
     assert compare(runs | noise, [""] * 50, metrics)[0]["p_holm"] > alone[0]["p_holm"]
 
 
+def test_seeds_that_hardly_differ_make_no_p_smaller() -> None:
+    """Of 5 rows that differ, all one way, exchanging rows makes as much of a difference one time in 16."""
+    values = np.zeros(100)
+    values[:5] = 100
+    for seeds in (1, 2, 3):
+        runs = {m: [{"x": column(v + 0.01 * i)} for i in range(seeds)] for m, v in (("a", values), ("b", 0 * values))}
+        found = compare(runs, [""] * 100, {"x": OPEN})[0]
+        assert found["p"] == pytest.approx(1 / 16, abs=0.01)
+        assert found["verdict"] == "cannot tell"
+
+
 def test_a_single_run_borrows_the_variance_of_seeds_unless_it_has_none() -> None:
     rng = np.random.default_rng(6)
     shared = rng.normal(50, 10, N)
