@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from kit.errors import UserError
+from kit.files import lock
 from kit.rating.deck import Item, digest, items
 
 Row = dict[str, Any]
@@ -86,15 +87,13 @@ class Ledger:
 @contextmanager
 def open_ledger(folder: Path, rater: str, criteria: Sequence[str]) -> Iterator[Ledger]:
     """The rater's ledger in runs/NAME/ratings, without the line that a kill cut off; one holder at a time, one set of criteria for good."""
-    import fcntl
-
     if not re.fullmatch(r"[\w-]{1,60}", rater):
         raise UserError(f"{rater!r} cannot name a rater: use letters, digits, '-' and '_'")
     path = folder / "ratings" / f"{rater}.jsonl"
     path.parent.mkdir(exist_ok=True)
     with path.open("ab") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except BlockingIOError:
             raise UserError(f"{rater} is rating in another terminal") from None
         rows = standing(path)
