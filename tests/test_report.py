@@ -20,11 +20,11 @@ from kit.console import console
 from kit.errors import UserError
 from kit.files import read_json, sha256, write_json, write_jsonl
 from kit.metrics import scores_by_source
-from kit.report import answers, markdown, tables, write
+from kit.report import answers, content, markdown, tables, write
 from kit.report.answers import CHANGED, gather
 from kit.report.blocks import Heading
 from kit.report.content import document
-from kit.report.rows import Row, cell, collect, duration, interval, number
+from kit.report.rows import Row, blank, cell, collect, duration, interval, number
 from kit.report.verdicts import verdicts
 from kit.runs import open_run
 
@@ -79,6 +79,12 @@ def test_all_files_come_from_one_set_of_rows(tiny: Make) -> None:
     names = {"bleu_rouge_comparison", "memory_vs_performance", "time_vs_performance", "training_loss", "length"}
     assert {p.name for p in (out / "figures").iterdir()} == {f"{n}.{e}" for n in names for e in ("png", "svg")}
     assert {p.name for p in out.iterdir()} == {"report.md", "report.html", "report.pdf", "comparison_table.csv", "summary.json", "figures"}
+
+
+@pytest.mark.parametrize(("memory", "first"), [((2.0, 2.05), "time"), ((2.0, 3.0), "memory"), ((2.0, None), "memory")])
+def test_the_first_figure_shows_a_cost_that_differs(memory: tuple[float | None, ...], first: str) -> None:
+    rows = [blank(m, 0) | {"ranked": True, "peak_memory_gib": gib} for m, gib in zip(("lora", "dora"), memory, strict=True)]
+    assert content._foremost(rows) == f"{first}_vs_performance"
 
 
 def test_the_report_says_what_the_runs_used_and_not_what_its_own_flags_say(tiny: Make) -> None:

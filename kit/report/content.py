@@ -13,6 +13,7 @@ from kit.metrics import METRICS
 from kit.report import about, people, study
 from kit.report.answers import Results, by_method
 from kit.report.blocks import Block, Bullets, Cell, Figure, Heading, Paragraph, Sample, Samples, Table
+from kit.report.figures import alike
 from kit.report.rates import learning_rates
 from kit.report.recommendation import recommendation
 from kit.report.references import references
@@ -62,7 +63,7 @@ def document(given: Inputs) -> list[Block]:
     rows, shown, every = given.results.rows, given.results.shown, given.results.every
     unfair = ledger(given.results)
     n = next((v["n"] for v in given.found), None)
-    front, lengths = ([f for f in given.figures if f.name == name] for name in ("memory_vs_performance", "data_lengths"))
+    front, lengths = ([f for f in given.figures if f.name == name] for name in (_foremost(shown), "data_lengths"))
     figures = [f for f in given.figures if f not in (*front, *lengths)]
     return [
         Paragraph(study.headline(shown, given.found), "headline"),
@@ -78,6 +79,12 @@ def document(given: Inputs) -> list[Block]:
         *learning_rates(given.sweeps), *about.settings(rows),
         *about.reproduce(rows, given.manifest), *about.limits(rows), *references(rows, given.found, given.rated),
     ]  # fmt: skip
+
+
+def _foremost(rows: Sequence[Row]) -> str:
+    """The figure that a reader sees first: quality against memory, or against time where methods need the same memory."""
+    memory = [r["peak_memory_gib"] for r in rows if r["ranked"] and r["peak_memory_gib"] is not None]
+    return "time_vs_performance" if len(memory) > 1 and alike(memory) else "memory_vs_performance"
 
 
 def comparison(rows: Sequence[Row], found: Sequence[Verdict]) -> Table:
