@@ -87,6 +87,20 @@ def test_the_first_figure_shows_a_cost_that_differs(memory: tuple[float | None, 
     assert content._foremost(rows) == f"{first}_vs_performance"
 
 
+def test_settings_are_those_of_the_methods_that_use_them(tiny: Make) -> None:
+    for method in ("lora", "galore", "full"):
+        made_run(tiny("--method", method), ["a"] * 4)
+    text = build(tiny())[2]
+    text = text[text.index("## Settings") :]
+    assert "| rank | 16 | 48 | — |" in text
+    assert "| learning_rate | 0.008 | 0.032 | 0.0032 |" in text
+    assert "| train_embeddings | — | False | True |" in text
+    shared = " ".join(text[text.index("The same for all") : text.index("## How")].split())
+    assert "; alpha 16; " in shared  # LoRA's alone
+    assert "; projection_scale 0.25; " in shared  # GaLore's alone
+    assert "dora_kernel" not in text  # nobody's
+
+
 def test_the_report_says_what_the_runs_used_and_not_what_its_own_flags_say(tiny: Make) -> None:
     from kit.dataset import prepare
 

@@ -16,6 +16,7 @@ from kit.methods import METHODS
 from kit.report.answers import by_method
 from kit.report.blocks import Block, Bullets, Cell, Code, Heading, Paragraph, Table
 from kit.report.rows import COLUMNS, MISSING, SCORES, Row, duration, number, optional, title
+from kit.report.verdicts import uses
 from kit.report.words import BUILT_IN, built_in, names, sentence
 from kit.statistics import METHOD_NOTE
 
@@ -159,18 +160,19 @@ def machine(rows: Sequence[Row]) -> list[Block]:
 
 
 def settings(rows: Sequence[Row]) -> list[Block]:
-    """Every setting: those that differ by method, then those that all share."""
+    """Every setting: those that differ by method, then those that all share; each of the methods alone that use it."""
     known = {m: runs[0]["config"] for m, runs in by_method(r for r in rows if r["config"] and r["method"] != BASE).items()}
     if not known:
         return []
     keys = [k for k in dict.fromkeys(k for c in known.values() for k in c) if k not in ("method", "seed")]
-    differing = [k for k in keys if len({repr(c.get(k)) for c in known.values()}) > 1]
-    body = [[Cell(k), *(Cell(_value(c.get(k))) for c in known.values())] for k in differing]
+    used = {k: {m: _value(c.get(k)) for m, c in known.items() if uses(m, k)} for k in keys}
+    differing = [k for k in keys if len({*used[k].values()}) > 1]
+    body = [[Cell(k), *(Cell(used[k].get(m, MISSING)) for m in known)] for k in differing]
     table: list[Block] = [Table(["setting", *map(title, known)], body, texts=1, wide=True)] if body else []
-    first = next(iter(known.values()))
-    common = textwrap.fill("; ".join(f"{k} {_value(first.get(k))}" for k in keys if k not in differing), 88, break_on_hyphens=False, break_long_words=False)
+    shared = [f"{k} {next(iter(used[k].values()))}" for k in keys if k not in differing and used[k]]
+    common = textwrap.fill("; ".join(shared), 88, break_on_hyphens=False, break_long_words=False)
     intro = Paragraph("What differs between the methods:" if body else "The methods differ in no setting.")
-    return [Heading("Settings"), intro, *table, Paragraph("The same for all:"), Code(common)]
+    return [Heading("Settings"), intro, *table, Paragraph("The same for all, or for those that use it:"), Code(common)]
 
 
 def _value(value: Any) -> str:

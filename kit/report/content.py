@@ -134,12 +134,8 @@ def verdict_table(found: Sequence[Verdict]) -> list[Block]:
     if not found:
         return []
     heads = ["metric", "a", "b", "verdict on a", "a − b", "95% interval", "p (Holm)", "detectable", "rows to decide"]
-    body = [[Cell(COLUMNS[v["metric"]].title), Cell(title(v["a"])), Cell(title(v["b"])), Cell(v["verdict"] + (" (confounded)" if v["confounded"] else "")),
+    body = [[Cell(COLUMNS[v["metric"]].title), Cell(title(v["a"])), Cell(title(v["b"])), Cell(_verdict(v)),
              amount(v["delta"], 2), Cell(f"[{number(v['low'], 2)}, {number(v['high'], 2)}]"), amount(v["p_holm"], 4), *_power(v)] for v in found]  # fmt: skip
-    if any(v["clean"] for v in found):
-        heads.append("without leaks")
-        for row, v in zip(body, found, strict=True):
-            row.append(Cell(f"{v['clean']['verdict']}, {number(v['clean']['delta'], 2)}"))
     fair = sum(not v["confounded"] for v in found)
     margins = ", ".join(f"{COLUMNS[m].title} {margin:g} {unit}" for m, (margin, unit) in {v["metric"]: (v["margin"], v["unit"]) for v in found}.items())
     text = (
@@ -147,9 +143,14 @@ def verdict_table(found: Sequence[Verdict]) -> list[Block]:
         "Perplexity differences are 100 times those of the logarithm. Detectable: the smallest difference found with 80% power, or none that the scale has. "
         f"With {RESAMPLES:,} resamples and {fair:,} comparisons that count the smallest p possible is {max(fair, 1) / (1 + RESAMPLES):.4f}. "
         "Confounded pairs differ in more than the method, or failed a check, and must not be ranked."
-        + (" Without leaks: the verdict and difference on the test rows that resemble no training row." if len(heads) > 9 else "")
+        + (" Without leaks: on the test rows that resemble no training row, where the verdict is another one." if any(v["clean"] for v in found) else "")
     )
     return [Heading("Which differences are real?", 3), Paragraph(text), Table(heads, body, texts=4, wide=True)]
+
+
+def _verdict(v: Verdict) -> str:
+    other = f", without leaks {v['clean']['verdict']}" if v["clean"] and v["clean"]["verdict"] != v["verdict"] else ""
+    return f"{v['verdict']}{other}{' (confounded)' if v['confounded'] else ''}"
 
 
 def _power(v: Verdict) -> list[Cell]:

@@ -225,7 +225,7 @@ def _leaky(found: Sequence[Verdict]) -> list[str]:
         return []
     n, verb = gone[0]["clean"]["n"], "is" if len(gone) == 1 else "are"
     which = [f"{name(v['a'])} and {name(v['b'])} on {COLUMNS[v['metric']].title} ({change(v | v['clean'])})" for v in gone]
-    listed = f": {'; '.join(which)}" if len(which) <= MANY else " (the table of differences has them)"
+    listed = f": {'; '.join(which)}" if len(which) <= MANY else " (the table of differences names them)"
     return [f"On the {n:,} test rows that resemble no training row, {len(gone)} of the {len(shown)} differences {verb} not shown{listed}."]
 
 
