@@ -98,13 +98,15 @@ def variance(sums: Mapping[str, Array], count: Mapping[str, int]) -> Array:
 @dataclass(frozen=True)
 class Estimate:
     """A score, or a difference of two: its value, how far chance moves it ([RESAMPLES], by the studentised bootstrap and, for a difference, by
-    exchange of rows, alone and with the seeds' noise), what examples and seeds each add to its variance, and of how many seeds, if it is one series of them."""
+    exchange of rows, alone and with the seeds' noise), what examples and seeds each add to its
+    variance, and in how many series of how many seeds (0 if these differ)."""
 
     value: float
     deviations: Array
     exchanges: Array
     examples: float
     seeds: float
+    series: int
     repeats: int
     over: str
 
@@ -157,5 +159,28 @@ def estimate(score: Array, spread: Array, n: int, df: int, varied: Sequence[Arra
         # With the seeds' noise and without it: noise breaks ties, and of a few rows that differ half of the exchanges may be ties.
         moved, swapped = left * moved + noise, np.stack([swapped, left * swapped + noise])
         seeds = max(0.0, between - both)
-    repeats = len(varied[0]) if len(varied) == 1 else 0
-    return Estimate(float(score[0]), moved, swapped, examples, seeds, repeats, "seeds and examples" if seeds_df else "examples")
+    repeats = len(varied[0]) if seeds_df and len({len(scores) for scores in varied}) == 1 else 0
+    return Estimate(float(score[0]), moved, swapped, examples, seeds, len(varied), repeats, "seeds and examples" if seeds_df else "examples")
+
+
+@lru_cache
+def student(share: float, df: int) -> float:
+    """A quantile above the median of Student's t, found by halving from its distribution for whole degrees of freedom."""
+    low, high = 0.0, 1.0
+    while _within(high, df) < 2 * share - 1:
+        low, high = high, 2 * high
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, df) < 2 * share - 1 else (low, middle)
+    return high
+
+
+def _within(t: float, df: int) -> float:
+    """The probability of no more than t from 0 (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(df))
+    term = total = 1.0 if df % 2 == 0 else 0.0 if df == 1 else math.cos(angle)
+    for i in range(2 + df % 2, df - 1, 2):
+        term *= math.cos(angle) ** 2 * (i - 1) / i
+        total += term
+    within = math.sin(angle) * total
+    return within if df % 2 == 0 else 2 / math.pi * (angle + within)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kit.errors import UserError
-from kit.resampling import ALPHA, Array, Estimate, estimate, exchanged, influence, moments, resampled, variance
+from kit.resampling import ALPHA, Array, Estimate, estimate, exchanged, influence, moments, resampled, student, variance
 
 if TYPE_CHECKING:
     from kit.metrics import Metric
@@ -29,10 +29,12 @@ POWER = 0.8
 FEW = 30
 MANY = 10_000
 MOST_SEEDS = 50
+# Pairing halves what is known of the seeds' variance: of fewer seeds it finds less than it gains, unless methods rise and fall together on all of them.
+PAIRED_FROM = 5
 z = NormalDist().inv_cdf
 METHOD_NOTE = (
-    "Intervals are 95% studentised bootstrap intervals over the test rows of each source; several seeds count too, by Student's t, in differences "
-    "seed by seed. "
+    "Intervals are 95% studentised bootstrap intervals over the test rows of each source; several seeds count too, by Student's t, five or "
+    "more of them seed by seed. "
     "p is the larger of two: the level at which the interval would reach 0, and paired approximate randomisation, which exchanges each row's results between "
     "the methods at random. Better and worse are decided by p with Holm's correction, equivalence by the interval. "
     "Pairs that must not be ranked are corrected apart and weigh on no other. Intervals, and with them equivalence, are those of one comparison each and are "
@@ -99,8 +101,8 @@ def compare(methods: Mapping[str, Sequence[Run]], sources: Sequence[str], metric
     the pairs `apart` (those that nobody may rank), which are a family of their own and weigh on no other.
 
     `methods`: {method: its runs, one for each seed}, over the same test rows, whose sources are `sources`; `untrained` ones (the base
-    model) have no seeds to vary. Methods whose `seeds` are the same, in the same order, are compared seed by seed: a seed gives both
-    the same initial values and order of rows. Raises UserError if rows are too few or a statistic is not finite. A comparison has
+    model) have no seeds to vary. Methods whose `seeds` are the same, in the same order, and PAIRED_FROM or more, are compared seed by seed:
+    a seed gives both the same initial values and order of rows. Raises UserError if rows are too few or a statistic is not finite. A comparison has
 
     - `metric`, `a`, `b`, `n` rows, their numbers of `seeds`, and what the interval and p are `over`;
     - `delta`, a minus b, its 95% interval `low`, `high`, the metric's `margin` and `detectable`, all in `unit`; `detectable` is the
@@ -132,7 +134,7 @@ def compare(methods: Mapping[str, Sequence[Run]], sources: Sequence[str], metric
             raise UserError(f"{method}: {metrics[name].title} is not finite on all test rows; it cannot be compared")
     found, count, exchanges = [], Counter(sources), exchanged(differences)
     for i, (name, a, b) in enumerate(family):
-        both = seeds is not None and seeds[a] == seeds[b]
+        both = seeds is not None and seeds[a] == seeds[b] and len(seeds[a]) >= PAIRED_FROM
         varied = [scores[a, name] - scores[b, name]] if both else [scores[m, name] for m in (a, b) if m not in untrained]
         spread = variance({s: sums[len(tables) + i] for s, sums in drawn.items()}, count)
         score = scores[a, name].mean(axis=0) - scores[b, name].mean(axis=0)
@@ -150,7 +152,7 @@ def compare(methods: Mapping[str, Sequence[Run]], sources: Sequence[str], metric
 def _silent(metric: Metric, *scores: Array) -> bool:
     """Whether nothing was measured: scores of 0, or so near the floor that no difference between them could leave the margin."""
     floor = (metric.margin or 0.0) if metric.higher_is_better else 0.0
-    return all(float(np.abs(s).max()) <= floor for s in scores)
+    return all(float(np.abs(s[:, 0]).max()) <= floor for s in scores)
 
 
 def _corrected(ps: Sequence[float], aside: Sequence[bool]) -> list[float]:
@@ -197,18 +199,11 @@ def _judged(metric: Metric, found: Estimate, ps: tuple[float, float], *, n: int,
 def _seeds_needed(found: Estimate, level: float) -> int | None:
     """The seeds of each method with which a difference of this size would be found in 4 of 5 cases; None if it takes more than MOST_SEEDS."""
     for n in range(found.repeats + 1, MOST_SEEDS + 1) if found.seeds and found.repeats else ():
-        between = found.seeds * found.repeats / n
-        reach = math.hypot(z(1 - level / 2) * math.sqrt(found.examples), student(1 - level / 2, n - 1) * math.sqrt(between))
+        between, df = found.seeds * found.repeats / n, (n - 1) * (found.series if n < PAIRED_FROM else 1)
+        reach = math.hypot(z(1 - level / 2) * math.sqrt(found.examples), student(1 - level / 2, df) * math.sqrt(between))
         if reach + z(POWER) * math.sqrt(found.examples + between) <= abs(found.value):
             return n
     return None
-
-
-def student(share: float, df: int) -> float:
-    """A quantile of Student's t, by its expansion around the normal one (Abramowitz and Stegun 1964, 26.7.5); within 1% from 4 degrees of freedom on."""
-    x = z(share)
-    terms = (x**3 + x) / 4, (5 * x**5 + 16 * x**3 + 3 * x) / 96, (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384
-    return x + math.fsum(term / df**i for i, term in enumerate(terms, 1))
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -12,8 +12,8 @@ import pytest
 from kit import resampling
 from kit.errors import UserError
 from kit.metrics import METRICS, Array, Metric, as_is, ratio
-from kit.resampling import Estimate, influence, moments, resampled, variance
-from kit.statistics import compare, holm, intervals, student
+from kit.resampling import Estimate, influence, moments, resampled, student, variance
+from kit.statistics import PAIRED_FROM, compare, holm, intervals
 
 MEAN = Metric("mean", True, lambda _: np.empty(0), ratio, str, show=as_is, margin=1.0)
 OPEN = Metric("mean without a margin", True, lambda _: np.empty(0), ratio, str, show=as_is)
@@ -167,10 +167,10 @@ def test_an_interval_that_leaves_out_0_has_a_small_p_unless_rows_exchanged_diffe
     rng = np.random.default_rng(17)
     moved, still = rng.exponential(1, resampling.RESAMPLES) - 1, np.zeros(resampling.RESAMPLES)
     for value in np.linspace(-4, 4, 81):
-        made = Estimate(float(value), moved, still, 1, 0, 0, "")
+        made = Estimate(float(value), moved, still, 1, 0, 1, 0, "")
         low, high = made.interval()
         assert (made.p() < 0.05) == (low > 0 or high < 0)
-        assert Estimate(float(value), moved, 9 * moved, 1, 0, 0, "").p() > 0.1
+        assert Estimate(float(value), moved, 9 * moved, 1, 0, 1, 0, "").p() > 0.1
 
 
 @pytest.mark.parametrize("metric", [BLEU, PERPLEXITY, MEAN])
@@ -237,7 +237,7 @@ def test_intervals_over_few_seeds_cover_the_truth(seeds: int, between: float, by
 
 
 @pytest.mark.usefixtures("study")
-@pytest.mark.parametrize(("seeds", "shared", "own"), [(3, 5, 1), (3, 0, 2), (2, 5, 0)])
+@pytest.mark.parametrize(("seeds", "shared", "own"), [(PAIRED_FROM, 5, 1), (PAIRED_FROM, 0, 2), (PAIRED_FROM - 1, 5, 1)])
 def test_methods_with_the_same_seeds_are_compared_seed_by_seed(seeds: int, shared: float, own: float) -> None:
     """Standard deviations of what a seed does to both methods alike, and to each by itself."""
     rng, trials = np.random.default_rng(seeds), 400
@@ -248,7 +248,7 @@ def test_methods_with_the_same_seeds_are_compared_seed_by_seed(seeds: int, share
     covered = np.mean([made["low"] <= 0 <= made["high"] for made in paired])
     assert 0.95 - error(0.95, trials) < covered
     width, wide = (np.median([made["high"] - made["low"] for made in found]) for found in (paired, unpaired))
-    assert (width < wide / 2) == (shared > 0)
+    assert (width < wide / 2) == (shared > 0 and seeds == PAIRED_FROM)
 
 
 def test_pairs_that_nobody_may_rank_weigh_on_no_other() -> None:
@@ -348,7 +348,7 @@ def test_the_examples_needed_make_an_open_difference_detectable() -> None:
 
 
 def test_the_examples_needed_fit_a_small_difference_into_the_margin() -> None:
-    a, b = column(spread_round(0.3)), column(np.zeros(N))
+    a, b = column(spread_round(50.3)), column(np.full(N, 50.0))
     made = one(a, b)
     assert made["verdict"] == "cannot tell"
     # With 4 chances in 5: half of them do when chance is with them, as it is in copies.
@@ -366,8 +366,8 @@ def test_nothing_measured_is_nothing_shown() -> None:
 
 @pytest.mark.parametrize(("metric", "verdict"), [(MEAN, "cannot tell"), (replace(MEAN, margin=0.05), "equivalent"), (PERPLEXITY, "equivalent")])
 def test_scores_within_the_margin_of_0_are_no_measurement(metric: Metric, verdict: str) -> None:
-    """Of 0.1 and 0.1 points nobody says that the difference does not matter; a perplexity near 1 has been measured."""
-    values = np.abs(np.random.default_rng(17).normal(0.1, 0.01, N)) / (100 if metric is PERPLEXITY else 1)
+    """Of 0.9 and 0.9 points nobody says that the difference does not matter; a perplexity near 1 has been measured."""
+    values = np.random.default_rng(17).normal(0.9, 3, N) / (100 if metric is PERPLEXITY else 1)
     assert one(column(values), column(values + 1e-6), metric)["verdict"] == verdict
 
 
@@ -401,13 +401,18 @@ def test_the_seeds_needed_decide_an_open_difference() -> None:
         a, b = ([named([column(rows + gain + rng.normal(0, 0.1, N)) for gain in seed]) for seed in shift] for shift in (gains, 0 * gains))
         return compare({"a": a, "b": b}, [""] * N, dict.fromkeys(a[0], OPEN), seeds={m: range(len(gains)) for m in "ab"})
 
-    [three] = compared(np.array([[-1.0], [2.0], [5.0]]))
-    assert (three["verdict"], three["needed"]) == ("cannot tell", None)
-    found = np.mean([c["p"] < 0.05 for c in compared(rng.normal(2, 3, (three["needed_seeds"], 200)))])
+    [few] = compared(np.array([[-2.0], [0.0], [2.0], [4.0], [6.0]]))
+    assert (few["verdict"], few["needed"]) == ("cannot tell", None)
+    found = np.mean([c["p"] < 0.05 for c in compared(rng.normal(2, 10**0.5, (few["needed_seeds"], 200)))])
     assert abs(found - 0.8) < error(0.8, 200)
+    [three] = compared(np.array([[-1.0], [2.0], [5.0]]))
+    assert 3 < three["needed_seeds"] < few["needed_seeds"]  # of which both methods' vary
     assert compared(np.array([[-9.0], [0.1], [9.0]]))[0]["needed_seeds"] is None  # more than anybody trains
-    assert student(0.975, 4) == pytest.approx(2.776, rel=0.01)
-    assert student(0.999, 10) == pytest.approx(4.144, rel=0.01)
+
+
+@pytest.mark.parametrize(("share", "df", "point"), [(0.975, 1, 12.7062), (0.975, 2, 4.30265), (0.975, 3, 3.18245), (0.999, 10, 4.1437), (0.9995, 2, 31.5991)])
+def test_the_points_of_students_t_are_the_tables(share: float, df: int, point: float) -> None:
+    assert student(share, df) == pytest.approx(point, rel=1e-5)
 
 
 def test_holm() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kit.rating.ledger import QUESTIONS, Rating
+from kit.resampling import student
 
 Row = dict[str, Any]
 Array = npt.NDArray[np.float64]
@@ -83,15 +83,9 @@ def mean_interval(values: Sequence[float]) -> Row:
     n, array = len(values), np.asarray(values, dtype=np.float64)
     low = high = None
     if n >= FEWEST:
-        reach = student(n - 1) * float(array.std(ddof=1)) / n**0.5
+        reach = student(0.975, n - 1) * float(array.std(ddof=1)) / n**0.5
         low, high = max(0.0, float(array.mean()) - reach), min(5.0, float(array.mean()) + reach)
     return {"value": float(array.mean()), "low": low, "high": high, "n": n}
-
-
-@cache
-def student(df: int) -> float:
-    """The two-sided 5% point of Student's t, drawn: within 1%, for which no other library is needed."""
-    return float(np.quantile(np.abs(np.random.default_rng(0).standard_t(df, 400_000)), 0.95))
 
 
 def alpha(units: Sequence[Sequence[int]]) -> Row:
