@@ -169,7 +169,7 @@ clean: ## remove built data, all runs with their ratings, and the report (not .v
 	  { echo "error: clean removes data, runs and report of all experiments; it takes ARGS=--yes and nothing else" >&2; exit 2; }
 	@left=$$($(LEFT)); test -n "$$left" || { echo "there is nothing to remove"; exit 0; }; \
 	printf 'these go:\n%s\n' "$$left"; \
-	if test -z "$(ARGS)"; then \
+	if test -z "$(filter --yes,$(ARGS))"; then \
 	  test -t 0 || { echo "error: nothing was removed; to remove all of this unasked: make clean ARGS=--yes" >&2; exit 2; }; \
 	  printf 'remove all of this? [y/N] '; read answer; \
 	  case "$$answer" in y|Y|yes) ;; *) echo "nothing was removed"; exit 0 ;; esac; \

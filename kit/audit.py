@@ -135,7 +135,8 @@ def groups(signatures: Signatures, prompts: Sequence[bytes]) -> npt.NDArray[np.i
 def leaks(splits: dict[str, list[dict[str, Any]]], examples: int = 3) -> dict[str, Any]:
     """What remains between test and training: test rows whose prompt, or whose first question, is there too (with other turns).
 
-    `train_rows` counts from 0 the first training row that has it, since a run may train on the first rows alone.
+    `train_rows` counts from 0 the first training row that has it, since a run may train on the first rows alone. Validation rows, on which choices are
+    made and nothing is trained, are not looked at.
     """
     found: dict[str, Any] = {}
     keys: dict[str, Callable[[dict[str, Any]], Any]] = {"same_prompt": prompt_hash, "same_opening": lambda row: row["messages"][0]["content"].lower()}

@@ -81,7 +81,7 @@ def _reply(config: RunConfig, model: Any, renderer: Renderer, messages: list[dic
     ids, tokenizer = torch.tensor([prompt], device=model.device), renderer.tokenizer
     settings = {
         "do_sample": False, "max_length": None, "max_new_tokens": config.max_new_tokens,
-        "eos_token_id": ends(model, renderer), "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": ends(model.generation_config, renderer), "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
     try:
         streamer = Printer(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -236,7 +236,7 @@ def resolve(flags: Mapping[str, Any]) -> RunConfig:
 
 
 def narrowed(values: Mapping[str, Any], recipe: dict[str, Any]) -> dict[str, int]:
-    """Rank and alpha for the built-in models, whose narrowest layer holds the largest rank of the recipe's methods; alpha / rank kept."""
+    """Rank and alpha for the built-in models, whose narrowest layer holds the largest rank of all methods; alpha / rank stays about the same."""
     rank, alpha = values.get("rank", RunConfig.rank), values.get("alpha", RunConfig.alpha)
     blocks = [recipe | dict(method.settings) | recipe.get("methods", {}).get(name, {}) for name, method in METHODS.items()]
     smaller = max(1, rank * NARROWEST // max(NARROWEST, *(block.get("rank", RunConfig.rank) for block in blocks)))

@@ -22,7 +22,7 @@ from kit.errors import UserError
 from kit.files import held, read_json, read_jsonl, replaced_folder, sha256, write_json, write_jsonl
 from kit.sources import Stream
 
-SCHEMA = 4
+SCHEMA = 3
 # Half a million rows take minutes.
 SAID_EVERY = 50_000
 SPLITS = ("train", "valid", "test")

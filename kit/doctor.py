@@ -7,17 +7,16 @@ import platform
 import shutil
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kit import runs
-from kit.config import RunConfig, sibling
+from kit.config import RunConfig, check, sibling
 from kit.device import cuda_gpu
 from kit.errors import UserError
 from kit.hub import Unreachable, hub_errors, loadable
 from kit.methods import METHODS
-from kit.model import import_unsloth, precision
+from kit.model import check_targets, import_unsloth, linear_layers, precision
 from kit.sources import Stream
 
 LOCK = Path(__file__).parent.parent / "requirements.lock"
@@ -126,18 +125,33 @@ def fits(config: RunConfig) -> Iterator[Check]:
     from kit.resources import size
 
     model, room = skeleton(config), total_memory()
+    if wrong := check_targets(config, linear_layers(model)):
+        return (yield Check("layers", False, wrong[0], "; ".join(wrong)))
     need = count(config, model)
     said = f"{config.method} on {config.model} needs about {size(need.peak)}" + (f" of {size(room)}" if room else "")
     yield Check("memory", room is None or need.certain <= room, said, "choose a 4-bit method, a lower --micro-batch or --max-length, or a smaller model")
     # combined trains its parts one after the other and needs no more than they do.
-    needs = {m: count(sibling(replace(config, tuned=False), m), model) for m in METHODS if m != "combined"}
-    each = (f"{m} {size(n.peak)}{' (cannot fit)' if room and n.certain > room else ' (may not)' if room and n.peak > room else ''}" for m, n in needs.items())
+    each = (f"{m} {_needed(config, m, model, room)}" for m in METHODS if m != "combined")
     yield Check("methods", None, f"memory that each needs by count: {', '.join(each)}")
     # The base model in 16 bits is downloaded once; data and reports are small beside it.
     download = 0 if config.is_local else 2 * sum(p.numel() for p in model.parameters())
     free = shutil.disk_usage(existing(Path(config.runs_dir))).free
     said = f"{size(need.disk + download)} needed for model and checkpoints, {size(free)} free"
     yield Check("disk", free > need.disk + download, said, "free some disk, or choose another --runs-dir")
+    return None
+
+
+def _needed(config: RunConfig, method: str, model: Any, room: int | None) -> str:
+    """What a method needs beside the configuration's own, and whether that is there."""
+    from kit.preflight import count
+    from kit.resources import size
+
+    try:
+        check(other := sibling(config, method))
+    except UserError:
+        return "(not with these settings)"
+    need = count(other, model)
+    return size(need.peak) + (" (cannot fit)" if room and need.certain > room else " (may not)" if room and need.peak > room else "")
 
 
 def hub(config: RunConfig) -> Iterator[Check]:

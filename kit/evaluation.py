@@ -140,7 +140,7 @@ def answers(config: RunConfig, model: Any, renderer: Renderer, rows: list[Row], 
     """One batch's rows of predictions.jsonl: greedy replies (those of another engine, if it made them), and the likelihood of the references."""
     pad = renderer.tokenizer.pad_token_id
     if drafted is None:
-        replies = generate(model, [e.prompt_ids for e in exams], stop=ends(model, renderer), pad=pad, max_new_tokens=config.max_new_tokens)
+        replies = generate(model, [e.prompt_ids for e in exams], stop=ends(model.generation_config, renderer), pad=pad, max_new_tokens=config.max_new_tokens)
     else:
         replies = [drafted[row["id"]] for row in rows]
     nlls = likelihoods(model, exams, pad)

@@ -62,7 +62,7 @@ def _fill(config: RunConfig, record: dict[str, Any], folder: Path) -> str:
     model, kind = _whole(config)
     before = gates.probe(model, rows, tokenizer.pad_token_id)
     model = model.merge_and_unload() if not config.technique.full else model
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = ends(model, renderer), tokenizer.pad_token_id
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = ends(model.generation_config, renderer), tokenizer.pad_token_id
     model.to(kind).save_pretrained(str(folder))
     if config.format == "alpaca":
         tokenizer.chat_template = ("{{ bos_token }}" if renderer.bos else "") + ALPACA

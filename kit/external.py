@@ -9,12 +9,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.errors import UserError
 from kit.files import read_json
-from kit.generation import Reply, until_stop
+from kit.generation import Reply, ends, until_stop
 from kit.hub import load_tokenizer, loadable
 from kit.model import architecture, precision, saved_folder
 from kit.prompts import Renderer
@@ -46,10 +47,12 @@ def replies(config: RunConfig, rows: Sequence[dict[str, object]]) -> dict[str, R
     exams = renderer.exams([dict(row) for row in rows])
     with tempfile.TemporaryDirectory(prefix=".vllm-", dir=config.run_dir) as name:
         folder = Path(name)
+        model, revision = _merged(config, folder / "model"), config.revision or None if config.method == BASE else None
+        stop = ends(_generation_settings(model, revision), renderer)
         ask = {
-            "model": _merged(config, folder / "model"), "revision": config.revision or None if config.method == BASE else None,
+            "model": model, "revision": revision,
             "dtype": precision(config, training=False).name, "max_model_len": config.max_length + config.max_new_tokens,
-            "max_new_tokens": config.max_new_tokens, "stop": renderer.stop_ids, "prompts": [e.prompt_ids for e in exams],
+            "max_new_tokens": config.max_new_tokens, "stop": stop, "prompts": [e.prompt_ids for e in exams],
         }  # fmt: skip
         (folder / "ask.json").write_text(json.dumps(ask), encoding="utf-8")
         say(f"generating {len(rows)} replies with vLLM")
@@ -57,7 +60,17 @@ def replies(config: RunConfig, rows: Sequence[dict[str, object]]) -> dict[str, R
         if done.returncode:
             raise UserError(f"vLLM ended with exit code {done.returncode}; what it said stands above")
         made = read_json(folder / "replies.json", "replies")["replies"]
-    return {str(row["id"]): until_stop(ids, renderer.stop_ids) for row, ids in zip(rows, made, strict=True)}
+    return {str(row["id"]): until_stop(ids, stop) for row, ids in zip(rows, made, strict=True)}
+
+
+def _generation_settings(model: str, revision: str | None) -> Any:
+    """The model's own, by which vLLM stops too, or the library's where it has none."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(model, revision=revision)
+    except OSError:
+        return GenerationConfig()
 
 
 def _merged(config: RunConfig, folder: Path) -> str:

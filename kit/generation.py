@@ -153,9 +153,9 @@ def position_ids(mask: Any) -> Any:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def ends(model: Any, renderer: Renderer) -> list[int]:
-    """Where a reply ends: at the format's terminator, the tokenizer's end of text, or what the model's own settings name beside them."""
-    own = model.generation_config.eos_token_id
+def ends(settings: Any, renderer: Renderer) -> list[int]:
+    """Where a reply ends: at the format's terminator, the tokenizer's end of text, or what the model's generation settings name beside them."""
+    own = settings.eos_token_id
     return sorted({*renderer.stop_ids, *(own if isinstance(own, list) else [own] if own is not None else [])})
 
 

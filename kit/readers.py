@@ -85,8 +85,14 @@ def _json(file: IO[bytes], path: Path, _wanted: Container[int] | None, told: set
     yield from enumerate(rows, 1)
 
 
+# What the list is usually called.
+WRAPPERS = {"data", "rows", "examples", "instances", "items", "records", "train"}
+
+
 def _wrapped(whole: Record) -> str | None:
-    """The key of the one list of objects that a JSON object holds beside what describes it; the turns of a single conversation are no rows."""
+    """The key of the one list of objects that a JSON object holds beside what describes it; what a single row holds beside its turns is none."""
+    if not WRAPPERS & whole.keys():
+        return None
     lists = [key for key, value in whole.items() if value and are_objects(value) and not are_turns(value)]
     return lists[0] if len(lists) == 1 else None
 
@@ -100,11 +106,10 @@ def _csv(file: IO[bytes], path: Path, _wanted: Container[int] | None, told: set[
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     number = 0
     try:
-        header = text.readline()
-        delimiter = _delimiter(header)
+        lines, delimiter = _first_lines(text)
         if delimiter != ",":
             told.add(f"columns separated by {DELIMITERS[delimiter]}")
-        reader = csv.DictReader(itertools.chain([header], text), strict=True, delimiter=delimiter)
+        reader = csv.DictReader(itertools.chain(lines, text), strict=True, delimiter=delimiter)
         for number, row in enumerate(reader, 1):
             if None in row or None in row.values():
                 raise UserError(f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or [])} columns")
@@ -117,9 +122,18 @@ def _csv(file: IO[bytes], path: Path, _wanted: Container[int] | None, told: set[
         text.detach()  # the caller closes the file
 
 
-def _delimiter(header: str) -> str:
-    """What separates the columns: of the header's characters outside quotes the one there is most of; the comma, unless there is more of another."""
-    return max(DELIMITERS, key=re.sub('"[^"]*"', "", header).count)
+def _first_lines(text: io.TextIOWrapper) -> tuple[list[str], str]:
+    """The lines of the header, whose names may be quoted over several, with the line after them; and what separates the columns: of the header's
+    characters outside quotes the one there is most of, but the comma unless the next line has as many columns of another.
+    """
+    header = text.readline()
+    while header.count('"') % 2 and (more := text.readline()):
+        header += more
+    after = text.readline()
+    found = max(DELIMITERS, key=re.sub('"[^"]*"', "", header).count)
+    columns = [len(next(csv.reader(lines.splitlines(keepends=True), delimiter=found), [])) for lines in (header, after)]
+    fits = columns[0] == columns[1] or after.count('"') % 2 == 1  # a cell that goes on in the next line cannot be counted
+    return [*header.splitlines(keepends=True), after], found if fits else ","
 
 
 def _cell(column: str, text: str) -> Any:

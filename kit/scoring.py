@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +78,17 @@ def summary(rows: Sequence[Row], manifest: Mapping[str, Any], tokens: str = RunC
     flagged = leaked(manifest, trained_on)
     clean, ids = [row for row in rows if row["id"] not in flagged], [row["id"] for row in rows if row["id"] in flagged]
     without = scores(clean, tokens) if ids and len(clean) > 1 else None
-    return {"schema": runs.SCHEMA, "score_tokens": tokens} | scores_by_source(rows, tokens) | {"leaks": {"flagged": len(ids), "ids": ids, "without": without}}
+    return {"schema": runs.SCHEMA, "score_tokens": tokens} | scores_by_source(rows, tokens) | {
+        "leaks": {"flagged": len(ids), "ids": ids, "trained_on": trained_on, "without": without},
+    }  # fmt: skip
 
 
 def leaked(manifest: Mapping[str, Any], trained_on: int | None) -> set[str]:
     """The test rows that resemble training rows which were used."""
     known = manifest["leaks"].values()
-    if trained_on is None:
-        return {test for found in known for test in found["test_ids"]}
-    return {test for found in known for test, row in zip(found["test_ids"], found["train_rows"], strict=True) if row < trained_on}
+    # Data that were built before these were noted: as if the first training row had it.
+    pairs = (pair for found in known for pair in zip(found["test_ids"], found.get("train_rows", repeat(0)), strict=False))
+    return {test for test, row in pairs if trained_on is None or row < trained_on}
 
 
 def to_score_by(config: RunConfig, record: Mapping[str, Any]) -> str:
@@ -144,7 +147,9 @@ def rescored(config: RunConfig, manifest: Mapping[str, Any]) -> dict[str, Any]:
     found = sha256(predictions)
     if record.get("predictions_sha256", found) != found:
         say(f"{predictions} is not the file that was scored before: SHA-256 {record['predictions_sha256'][:12]} then, {found[:12]} now")
-    record |= summary(rows, manifest, to_score_by(config, record), config.limit_train) | {"predictions_sha256": found}
+    # The base model was trained on nothing; it is looked at without the rows that were flagged when it was evaluated.
+    trained_on = config.limit_train if config.method != BASE else (record.get("leaks") or {}).get("trained_on")
+    record |= summary(rows, manifest, to_score_by(config, record), trained_on) | {"predictions_sha256": found}
     record["generation"] = record.get("generation", {}) | reply_counts(rows)
     write_json(result, record)
     card.refresh(config)

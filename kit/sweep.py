@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kit import processes
 from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.errors import UserError
@@ -50,6 +51,8 @@ def sweep(config: RunConfig, *, share: float) -> dict[str, Any]:
 
 def _tunable(config: RunConfig) -> None:
     """Whether there is a learning rate to look for, and rows to judge it on."""
+    if processes.count() > 1:
+        raise UserError("a sweep runs in one process; start one, on one GPU")
     if config.method == BASE:
         raise UserError("base is the untuned model: it has no learning rate")
     if config.technique.parts:

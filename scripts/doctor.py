@@ -15,6 +15,7 @@ def main() -> None:
     options.add_argument("--json", action="store_true", default=False, help="print one JSON object instead of lines")
     flags = options.parse()
     as_json = flags.pop("json")
+    flags.pop("tuned", None)  # what a machine can do hangs on no sweep
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):  # the libraries greet on standard output
         config = announced(flags)
 

@@ -218,7 +218,7 @@ def test_every_metric_is_there_for_all_rows_each_source_and_the_unflagged(make: 
     flagged = [rows[0]["id"], rows[3]["id"]]
     manifest = {"leaks": {"same_prompt": {"test_ids": [flagged[0], "not-evaluated"]}, "same_opening": {"test_ids": flagged}}}
     found = scoring.summary(rows, manifest)
-    assert found["leaks"] == {"flagged": 2, "ids": flagged, "without": scores([r for r in rows if r["id"] not in flagged])}
+    assert found["leaks"] == {"flagged": 2, "ids": flagged, "trained_on": None, "without": scores([r for r in rows if r["id"] not in flagged])}
     assert found["leaks"]["without"]["bleu4"]["n"] == 7
     assert scoring.summary(rows, manifest, "char")["leaks"]["without"] == scores([r for r in rows if r["id"] not in flagged], "char")
     for block in (found["all"], found["leaks"]["without"], *found["per_source"].values()):
@@ -240,7 +240,7 @@ def test_a_new_metric_is_one_entry(make: Make, monkeypatch: pytest.MonkeyPatch) 
 def test_without_flagged_or_without_the_rest_there_is_nothing_to_compare(make: Make, clean: int, flagged: int) -> None:
     rows = list(read_jsonl(answered(make("--method", "base")) / "predictions.jsonl"))
     manifest = {"leaks": {"same_prompt": {"test_ids": [r["id"] for r in rows[clean:]]}}}
-    assert scoring.summary(rows, manifest)["leaks"] == {"flagged": flagged, "ids": [r["id"] for r in rows[clean:]], "without": None}
+    assert scoring.summary(rows, manifest)["leaks"] == {"flagged": flagged, "ids": [r["id"] for r in rows[clean:]], "trained_on": None, "without": None}
 
 
 def test_what_resembles_a_training_row_that_was_not_used_is_not_flagged() -> None:
@@ -248,6 +248,8 @@ def test_what_resembles_a_training_row_that_was_not_used_is_not_flagged() -> Non
     assert scoring.leaked(manifest, None) == {"a", "b", "c"}
     assert scoring.leaked(manifest, 4) == {"a", "b"}
     assert scoring.leaked(manifest, 3) == {"a"}
+    older = {"leaks": {k: {"test_ids": v["test_ids"]} for k, v in manifest["leaks"].items()}}
+    assert scoring.leaked(older, 3) == {"a", "b", "c"}
 
 
 @pytest.fixture

@@ -62,8 +62,7 @@ def test_no_part_of_the_prompts_is_kept_while_the_next_one_is_read(monkeypatch: 
 def test_a_reply_ends_where_the_format_the_tokenizer_or_the_model_say(tokenizer: Any) -> None:
     renderer = Renderer(tokenizer, "chat", 256)
     for own, more in (([1, 106], {1, 106}), (7, {7}), (None, set())):
-        model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=own))
-        assert generation.ends(model, renderer) == sorted({*renderer.stop_ids, *more})
+        assert generation.ends(SimpleNamespace(eos_token_id=own), renderer) == sorted({*renderer.stop_ids, *more})
 
 
 # Bytes a token of keys and values and of the weights in 16 bits, by the models' configurations; on a T4 Gemma 3's keys and values are in float32.

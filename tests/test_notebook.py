@@ -61,15 +61,17 @@ def colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_runs_from_the_first_cell_to_the_last(repository: Path, colab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = nbformat.read(NOTEBOOK, 4)
     form = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    drive = tmp_path / "drive"
-    form.source = f"METHOD, RECIPE, LIMIT, DRIVE, REPOSITORY = 'lora', 'tiny', 16, {str(drive)!r}, {str(repository)!r}"
+    form.source = f"METHOD, RECIPE, LIMIT, DRIVE, REPOSITORY = 'lora', 'tiny', 16, '/my folder', {str(repository)!r}"
+    for each in notebook.cells:
+        each.source = each.source.replace("/content/drive", str(tmp_path / "mounted"))
+    drive = tmp_path / "mounted" / "MyDrive" / "my folder"
     monkeypatch.setenv("PYTHON", sys.executable)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = json.dumps([c.get("outputs", []) for c in notebook.cells])
     assert TOKEN not in outputs
     assert "HF_TOKEN comes from Colab's secrets" in outputs
     checkout = tmp_path / "kit-checkout"
-    assert (checkout / "mounted.txt").read_text() == "/content/drive"
+    assert (checkout / "mounted.txt").read_text() == str(tmp_path / "mounted")
     assert sorted(p.name for p in drive.iterdir()) == ["data", "report", "runs"]
     assert not (checkout / "runs").exists()
     rows = read_json(drive / "report" / "summary.json")["rows"]

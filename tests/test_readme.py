@@ -212,7 +212,7 @@ def cleaned(*words: str, typed: bytes | None = None) -> subprocess.CompletedProc
 
 
 @pytest.mark.parametrize("agreed", [{"words": ("ARGS=--yes",)}, {"typed": b"y\n"}])
-def test_make_clean_asks_and_leaves_the_checkout(tmp_path: Path, agreed: dict[str, Any]) -> None:
+def test_make_clean_asks_and_leaves_the_checkout(tmp_path: Path, agreed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with checkout(tmp_path / "project") as folder:
         ratings = open_run(config("--method", "dora")).parent / "ratings"
         ratings.mkdir()
@@ -221,7 +221,9 @@ def test_make_clean_asks_and_leaves_the_checkout(tmp_path: Path, agreed: dict[st
         for kept in (cleaned(), cleaned(typed=b"n\n"), cleaned("NAME=tiny"), cleaned("ARGS=--no")):
             assert ratings.exists()
             assert kept.returncode == (0 if "nothing was removed\n" in kept.stdout else 2)
+        monkeypatch.setenv("ARGS", " ")  # as of a script whose variables are empty
         listed = cleaned()
+        monkeypatch.delenv("ARGS")
         assert listed.stdout.splitlines() == ["these go:", "report/report.md", "runs/tiny", "runs/tiny/ratings"]
         assert "error: nothing was removed; to remove all of this unasked: make clean ARGS=--yes" in listed.stderr
         done = cleaned(*agreed.get("words", ()), typed=agreed.get("typed"))

@@ -237,6 +237,11 @@ def test_doctor_says_which_methods_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     detail = {c.name: c.detail for c in doctor.fits(config("--recipe", "tiny"))}["methods"]
     assert "qlora 0 MiB, lora 0 MiB (may not), dora 0 MiB, " in detail
     assert "full 0 MiB (cannot fit), " in detail
+    monkeypatch.undo()
+    half = {c.name: c.detail for c in doctor.fits(config("--recipe", "tiny", "--precision", "float16"))}["methods"]
+    assert "galore (not with these settings), " in half
+    wrong = {c.name: c.ok for c in doctor.fits(config("--model", "builtin-gptneo", "--format", "alpaca"))}
+    assert wrong == {"layers": False}
 
 
 def test_doctor_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,30 @@ def turns(*pairs: str) -> list[tuple[str, str]]:
 
 def talk(*pairs: str) -> str:
     return " ".join(f"{m['role'][0]}:{m['content']}" for m in conversation(turns(*pairs), Counter()))
+
+
+def test_columns_of_csv_are_those_of_its_rows(tmp_path: Path) -> None:
+    """Names may hold semicolons and go over several lines."""
+    from kit.readers import records
+
+    for text in ('id,"q (a; b;\n c)",answer\n1,x,y\n', "q (a;b;c),answer,id\nx,y,1\n"):
+        (tmp_path / "a.csv").write_text(text)
+        told: set[str] = set()
+        [(_, row)] = records(tmp_path / "a.csv", told=told)
+        assert (len(row or {}), told) == (3, set())
+    (tmp_path / "a.csv").write_text('frage;antwort\n"mehrere\nZeilen";ja\n')
+    assert [row for _, row in records(tmp_path / "a.csv")] == [{"frage": "mehrere\nZeilen", "antwort": "ja"}]
+
+
+@pytest.mark.parametrize(
+    "row", [{"instruction": "a", "output": "b", "tools": [{"name": "x"}]}, {"conversations": [{"from": "human", "value": "a"}], "tools": [{"name": "x"}]}]
+)
+def test_a_single_row_with_a_list_beside_it_wraps_nothing(tmp_path: Path, row: dict[str, Any]) -> None:
+    from kit.readers import records
+
+    (tmp_path / "a.json").write_text(json.dumps(row))
+    with pytest.raises(UserError, match="expected a JSON list of objects, found dict"):
+        list(records(tmp_path / "a.json"))
 
 
 def test_alpaca_with_and_without_input() -> None:

@@ -194,12 +194,18 @@ def test_a_gain_and_a_loss_against_the_base_model_are_both_said() -> None:
 
 def test_what_the_recommended_method_costs_elsewhere_is_said() -> None:
     def forgetting(after: float) -> Row:
-        return {"text": "general", "perplexity": {"value": after}, "perplexity_before": {"value": 2.0}}
+        return {"text": "general", "sha256": "ab", "perplexity": {"value": after}, "perplexity_before": {"value": 2.0}}
 
     rows = [row("base"), row("lora", forgetting=forgetting(2.5)), row("full", forgetting=forgetting(11.0))]
     found = say(("lora", "base", "+++"), ("full", "base", "+++"), ("full", "lora", "+++"))
-    assert "Elsewhere it costs more: on general text, where the base model's perplexity is 2.00, it is 11.00 with full, and 2.50 with LoRA." in (
+    assert "Elsewhere full costs more: on general text, where the base model's perplexity is 2.00, it is 11.00 with full, and 2.50 with LoRA." in (
         recommendation(rows, found)
+    )
+    both = [*rows, row("dora", forgetting=forgetting(9.0)), row("qlora", forgetting=forgetting(99.0) | {"sha256": "of another text"})]
+    found = say(*((m, "base", "+++") for m in ("lora", "full", "dora", "qlora")), *((m, k, "+++") for m in ("full", "dora") for k in ("lora", "qlora")),
+                ("full", "dora", "???"), ("lora", "qlora", "???"))  # fmt: skip
+    assert "Elsewhere full and DoRA cost more: on general text, where the base model's perplexity is 2.00, it is 11.00 with full and 9.00 with DoRA, " in (
+        " ".join(recommendation(both, found))
     )
     assert "Elsewhere" not in " ".join(recommendation(rows, say(("lora", "base", "+++"), ("full", "base", "+++"), ("lora", "full", "+++"))))
 
@@ -282,7 +288,12 @@ def test_the_built_in_model_recommends_nothing() -> None:
 
 
 def test_the_discussion_says_what_limits_the_results() -> None:
-    forgot = {"text": "general", "perplexity": {"value": 25.0, "low": 24.0, "high": 26.0}, "perplexity_before": {"value": 20.0, "low": 19.0, "high": 21.0}}
+    forgot = {
+        "text": "general",
+        "sha256": "ab",
+        "perplexity": {"value": 25.0, "low": 24.0, "high": 26.0},
+        "perplexity_before": {"value": 20.0, "low": 19.0, "high": 21.0},
+    }
     odd = {"length_ratio": {"value": 1.5, "low": 1.4, "high": 1.6}, "generation": {"empty": 0, "unfinished": 30, "mean_reply_tokens": 9.0}}
     short = {"length_ratio": {"value": 0.5, "low": 0.4, "high": 0.6}, "generation": {"empty": 0, "unfinished": 5, "mean_reply_tokens": 9.0}}
     rows = [row("base", forgetting=forgot), row("lora", forgetting=forgot, **odd), row("dora", **short), row("qdora", ranked=False),

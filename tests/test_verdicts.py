@@ -104,6 +104,9 @@ def test_what_only_leaks_show_is_told(tiny: Make) -> None:
     text = markdown.render("", document(given))
     assert "On the 40 test rows that resemble no training row, 2 of the 2 differences are not shown: QLoRA and LoRA on BLEU-4 (+0.0" in text
     assert "| better, without leaks equivalent |" in text
+    older = finished(tiny("--method", "lora"), [*replies(0.1, 1, 40), *replies(0.5, 2, 40)]) / "eval.json"
+    write_json(older, read_json(older) | {"leaks": {"flagged": 14, "without": None}})  # which rows, it does not say
+    assert said(tiny)["qlora", "lora", "rouge_l"]["clean"] is None
 
 
 HALF = {"precision": {"name": "bfloat16", "reason": "r"}}

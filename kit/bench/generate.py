@@ -28,7 +28,7 @@ def generate(config: RunConfig, rounds: int, prompts: int = 512) -> dict[str, An
     model, tokenizer, chosen = load_trained(config)
     renderer = Renderer(tokenizer, config.format, config.max_length)
     exams = renderer.exams(dataset.rows(config, "test")[:prompts])
-    stop, pad, n = generation.ends(model, renderer), tokenizer.pad_token_id, config.max_new_tokens
+    stop, pad, n = generation.ends(model.generation_config, renderer), tokenizer.pad_token_id, config.max_new_tokens
     plan = generation.longest_first(exams)
 
     def plain(rows: Sequence[int]) -> list[generation.Reply]:

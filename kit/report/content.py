@@ -94,9 +94,9 @@ def comparison(rows: Sequence[Row], found: Sequence[Verdict]) -> Table:
     body = [[Cell(cell(k, r, base), plain(r, k) if k != "label" else None, k in SCORES and winners[k] == r["method"] and r["ranked"]) for k in COLUMNS]
             for r in rows]  # fmt: skip
     caption = (
-        "Scores read base → tuned, from 0 to 100 (perplexity: 1 is perfect). Time is that of the optimiser steps but the first; peak memory is what the GPU "
-        "reserved while training, on a CPU what the process held; adapter is what was saved, the whole model where that was trained. A row over seeds is "
-        "their mean (of perplexities the geometric one)."
+        "Scores read base → tuned, from 0 to 100 (perplexity: 1 is perfect). Time is that of the optimiser steps but the first, without compiling; peak "
+        "memory is what the GPU reserved while training, on a CPU what the process held; adapter is what was saved, the whole model where that was "
+        "trained. A row over seeds is their mean (of perplexities the geometric one)."
     )
     return Table([c.title for c in COLUMNS.values()], body, caption, wide=True)
 
@@ -143,7 +143,11 @@ def verdict_table(found: Sequence[Verdict]) -> list[Block]:
         "Perplexity differences are 100 times those of the logarithm. Detectable: the smallest difference found with 80% power, or none that the scale has. "
         f"With {RESAMPLES:,} resamples and {fair:,} comparisons that count the smallest p possible is {max(fair, 1) / (1 + RESAMPLES):.4f}. "
         "Confounded pairs differ in more than the method, or failed a check, and must not be ranked."
-        + (" Without leaks: on the test rows that resemble no training row, where the verdict is another one." if any(v["clean"] for v in found) else "")
+        + (
+            " Without leaks: on the test rows that resemble no training row, where the verdict is another one."
+            if any("without leaks" in _verdict(v) for v in found)
+            else ""
+        )
     )
     return [Heading("Which differences are real?", 3), Paragraph(text), Table(heads, body, texts=4, wide=True)]
 
@@ -194,7 +198,9 @@ def audit(rows: Sequence[Row]) -> list[Block]:
     by = "/".join(dict.fromkeys(r["score_tokens"] for r in made))
     heads = ["run", "empty", "unfinished", "the model's tokens a reply", f"times the reference's length ({by} tokens)"]
     out: list[Block] = [Heading("Length and leaks", 3), Table(heads, body)]
-    if leaky := [(r, x) for r in rows if (x := r["leaks"]) and x["flagged"]]:
+    leaky = [(r, x) for r in rows if (x := r["leaks"]) and x["flagged"]]
+    tuned = {x["flagged"] for r, x in leaky if r["method"] != BASE}
+    if leaky := [(r, x) for r, x in leaky if r["method"] != BASE or x["flagged"] in tuned]:  # without the same rows, or not beside them
         text = "Scores of all test rows, and without those whose prompt or first question is also in training."
         body = [[Cell(r["label"]), amount(x["flagged"], 0),
                  *(Cell(f"{number(plain(r, m), 2)} / {number(plain(x['without'] or {}, m), 2)}", plain(x["without"] or {}, m)) for m in SCORES)]

@@ -55,9 +55,9 @@ def cheapest(rows: Sequence[Row], methods: Sequence[str], key: str) -> Row | Non
 
 
 def forgotten(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """{text: tuned runs with perplexities on it before and after}; runs may have been measured on different texts."""
+    """{SHA-256 of a text: tuned runs with perplexities on it before and after}; runs may have been measured on different texts."""
     out: dict[str, list[Row]] = {}
     for r in rows:
         if r["method"] != BASE and (f := r["forgetting"]) and f.get("perplexity_before"):
-            out.setdefault(f["text"], []).append(r)
+            out.setdefault(f["sha256"], []).append(r)
     return out

@@ -114,8 +114,10 @@ def _forgets(rows: Sequence[Row], tuned: Sequence[str], front: Sequence[str]) ->
         least = min(after, key=lambda m: after[m], default=None)
         if least and (worse := [m for m in front if m in after and after[least] < CLEARLY * after[m]]):
             before = number(found[0]["forgetting"]["perplexity_before"]["value"], 2)
-            out.append(f"Elsewhere {'it costs' if worse == front else 'they cost'} more: on general text, where the base model's perplexity is {before}, it is "
-                       f"{names([f'{number(after[m], 2)} with {name(m)}' for m in worse])}, and {number(after[least], 2)} with {name(least)}.")  # fmt: skip
+            who, verb = names([name(m) for m in worse]), "costs" if len(worse) == 1 else "cost"
+            after_each = names([f"{number(after[m], 2)} with {name(m)}" for m in worse])
+            out.append(f"Elsewhere {who} {verb} more: on general text, where the base model's perplexity is {before}, it is {after_each}, and "
+                       f"{number(after[least], 2)} with {name(least)}.")  # fmt: skip
     return out
 
 

@@ -175,7 +175,8 @@ def discussion(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:
     made = [(r, g["unfinished"], r["bleu4"]["n"]) for r in tuned if (g := r["generation"]) and (r["bleu4"] or {}).get("n")]
     if cut := [f"{r['label']}, {n:,.0f} of {of:,}" for r, n, of in made if n > UNFINISHED * of]:
         out.append(f"Replies that reached the longest allowed length and were cut: {'; '.join(cut)}.")
-    for text, forgot in forgotten(rows).items():
+    for forgot in forgotten(rows).values():
+        text = forgot[0]["forgetting"]["text"]
         before = number(forgot[0]["forgetting"]["perplexity_before"]["value"], 2)
         out.append(f"On general text ({text}) perplexity went from {before} to "
                    + names([f"{number(r['forgetting']['perplexity']['value'], 2)} with {r['label']}" for r in forgot]) + ".")  # fmt: skip
@@ -204,7 +205,7 @@ def _power(found: Sequence[Verdict]) -> list[str]:
         out.append(f"If the differences are as large as they look, {rows} would decide {len(needed)} of the {len(undecided)} open comparisons.")
     if seeds := [v["needed_seeds"] for v in undecided if v["needed_seeds"] is not None]:
         most = f" to {max(seeds)}" if max(seeds) > min(seeds) else ""
-        out.append(f"No number of rows would decide {len(seeds)} of them, but {min(seeds)}{most} seeds of each method would.")
+        out.append(f"No number of rows would decide {len(seeds)} of the {len(undecided)} open comparisons, but {min(seeds)}{most} seeds would.")
     return [" ".join(out)]
 
 

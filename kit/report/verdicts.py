@@ -56,7 +56,9 @@ def verdicts(results: Results) -> tuple[list[Verdict], list[str]]:
         found = [v | {"confounded": reasons[v["a"], v["b"]], "clean": None} for v in compared(ids)]
     except UserError as error:
         return [], [*notes, f"no verdicts: {error}"]
-    flagged = {i for rows in groups.values() for r in rows if r["method"] != BASE and r["leaks"] for i in r["leaks"].get("ids") or ()}
+    leaks = [r["leaks"] for rows in groups.values() for r in rows if r["method"] != BASE and r["leaks"]]
+    known = all(len(x.get("ids") or ()) == x["flagged"] for x in leaks)  # an older evaluation has their number alone
+    flagged = {i for x in leaks for i in x["ids"]} if known else set()
     if flagged & set(ids):
         with contextlib.suppress(UserError):  # too few rows are left
             without = compared([i for i in ids if i not in flagged])

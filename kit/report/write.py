@@ -124,7 +124,7 @@ def warnings(results: Results, found: Sequence[Verdict]) -> list[str]:
     """What a reader must know before comparing the rows."""
     rows = results.rows
     notes = [f"{r['label']}: {reason}" for r in rows for reason in (r["reason"], *r["problems"]) if reason]
-    flagged = max((x["flagged"] / r["bleu4"]["n"] for r in rows if (x := r["leaks"]) and (r["bleu4"] or {}).get("n")), default=0)
+    flagged = max((x["flagged"] / r["bleu4"]["n"] for r in rows if r["method"] != BASE and (x := r["leaks"]) and (r["bleu4"] or {}).get("n")), default=0)
     if flagged > RESEMBLING:
         shown, gone = standing(found)
         stand = f", and {len(shown) - len(gone)} of the {len(shown)} differences stand without them" if shown else ""
