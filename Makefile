@@ -172,6 +172,6 @@ clean: ## remove built data, all runs with their ratings, and the report (not .v
 	if test -z "$(filter --yes,$(ARGS))"; then \
 	  test -t 0 || { echo "error: nothing was removed; to remove all of this unasked: make clean ARGS=--yes" >&2; exit 2; }; \
 	  printf 'remove all of this? [y/N] '; read answer; \
-	  case "$$answer" in y|Y|yes) ;; *) echo "nothing was removed"; exit 0 ;; esac; \
+	  case "$$answer" in [yY]|[yY][eE][sS]) ;; *) echo "nothing was removed"; exit 0 ;; esac; \
 	fi; \
 	rm -rf data runs; test ! -d report || find report -mindepth 1 -maxdepth 1 ! -name example ! -name benchmarks -exec rm -rf {} +

@@ -143,6 +143,8 @@ TRAINING_FIELDS = (
     "epochs", "max_steps", "micro_batch", "accumulation",
     "learning_rate", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "optimizer", "gradient_checkpointing", "save_steps",
 )  # fmt: skip
+# What decides how a run is evaluated and nothing before.
+EVALUATION_FIELDS = ("limit_test", "max_new_tokens", "eval_tokens", "engine")
 # What the data folder depends on: two configurations that agree here share one data folder.
 DATA_FIELDS = ("source", "train_per_source", "test_per_source", "valid_per_source", "data_seed", "model", "revision", "format", "max_length")
 BATCH = ("micro_batch", "accumulation")

@@ -44,7 +44,8 @@ def manifest_of(config: RunConfig) -> dict[str, Any] | None:
     differing = [k for k, v in inputs(config).items() if manifest["inputs"].get(k) != v]
     if differing:
         raise UserError(
-            f"{config.data_path} was built from other inputs ({', '.join(differing)}); choose another --name, or rebuild it with scripts/data.py --overwrite"
+            f"{config.data_path} was built from other inputs ({', '.join(differing)}); give the flags that it was built with (its manifest.json has them), "
+            "choose another --name, or rebuild it with scripts/data.py --overwrite"
         )
     return manifest
 

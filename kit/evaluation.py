@@ -11,15 +11,17 @@ from kit import card, dataset, external, forgetting, gates, runs, scoring
 from kit.config import RunConfig
 from kit.console import say
 from kit.errors import UserError
-from kit.files import held, read_json, sha256, write_json
+from kit.files import held, read_json, read_jsonl, sha256, write_json
 from kit.generation import Reply, ends, generate, likelihoods, longest_first, take
 from kit.model import free_memory, load_trained, prepare_data
 from kit.progress import Bar
 from kit.prompts import FIXED_PROMPTS, Exam, Renderer
-from kit.resources import Phases, clock, is_memory_error
+from kit.resources import Phases, clock, device_gib, is_memory_error, resident_gib
 
 Row = dict[str, Any]
 Drafted = dict[str, Reply] | None
+# What each batch took, until eval.json has the sum: an evaluation may end in another process than it began in.
+COSTS = "generation.jsonl"
 
 
 def evaluate(config: RunConfig) -> Row:
@@ -62,6 +64,7 @@ def _evaluate(config: RunConfig) -> Row:
             "forgetting": None, "forgetting_reason": reason, "precision": chosen._asdict(), "provenance": runs.provenance(config, data),
         }  # fmt: skip
         write_json(result, record)
+        (folder / COSTS).unlink(missing_ok=True)
     if text is not None:
         if earlier := record.get("forgetting"):
             say(f"forgetting was measured on {earlier['text']}; measuring it on {text.name} instead")
@@ -76,8 +79,11 @@ def _evaluate(config: RunConfig) -> Row:
 def _answered(config: RunConfig, model: Any, renderer: Renderer, rows: list[Row], kept: list[Row], phases: Phases, precision: str, drafted: Drafted) -> Row:
     """Writes predictions.jsonl and samples.json; returns the scores, and what the replies cost."""
     predictions, done = config.run_dir / "predictions.jsonl", {r["id"]: r for r in kept}
+    costs = config.run_dir / COSTS
     if done:
         say(f"{len(done)} of {len(rows)} replies are there already")
+    else:
+        costs.unlink(missing_ok=True)
     with phases("gates"):
         checks = gates.reloaded(model, config.run_dir, renderer.tokenizer.pad_token_id, precision)
     with phases("generation"):
@@ -86,7 +92,8 @@ def _answered(config: RunConfig, model: Any, renderer: Renderer, rows: list[Row]
         write_json(config.run_dir / "samples.json", {"schema": runs.SCHEMA, "samples": samples(config, model, renderer)})
     ordered = [done[row["id"]] for row in rows]
     return scoring.summary(ordered, dataset.prepare(config), config.score_tokens, config.limit_train) | {
-        "predictions_sha256": sha256(predictions), "generation": generation_record(ordered, phases), "phases": phases.record, "gates": gates.record(checks),
+        "predictions_sha256": sha256(predictions), "generation": generation_record(ordered, phases, costs),
+        "phases": phases.record, "gates": gates.record(checks),
     }  # fmt: skip
 
 
@@ -107,6 +114,7 @@ def _answer(config: RunConfig, model: Any, renderer: Renderer, rows: list[Row], 
             lengths = [len(exams[i].prompt_ids) + config.max_new_tokens for i in order[at:]]
             batch = order[at : at + take(lengths, tokens)]
             if not all(rows[i]["id"] in done for i in batch):
+                began = clock()
                 asked, those = [rows[i] for i in batch], [exams[i] for i in batch]
                 try:
                     made = [r | {"batch_tokens": tokens} for r in answers(config, model, renderer, asked, those, drafted)]
@@ -121,6 +129,8 @@ def _answer(config: RunConfig, model: Any, renderer: Renderer, rows: list[Row], 
                 new = [row for row in made if row["id"] not in done]
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
                 file.flush()
+                with path.with_name(COSTS).open("a", encoding="utf-8") as spent:
+                    spent.write(json.dumps({"wall_s": clock() - began, "peak_gib": device_gib()[1] or resident_gib(peak=True)}) + "\n")
                 done |= {row["id"]: row for row in new}
                 fresh += sum(row["reply_tokens"] for row in made)
                 bar.update(len(done), f"{fresh / (clock() - started):.0f} tokens/s")
@@ -159,13 +169,13 @@ def samples(config: RunConfig, model: Any, renderer: Renderer) -> list[Row]:
     return [{k: made[k] for k in ("prompt", "prediction", "finished")} for made in answers(config, model, renderer, rows, renderer.exams(rows))]
 
 
-def generation_record(rows: list[Row], phases: Phases) -> Row:
-    """How the replies came out, and what generating cost; after an interruption the time covers the last part only.
+def generation_record(rows: list[Row], phases: Phases, costs: Path) -> Row:
+    """How the replies came out, and what generating cost, batches before an interruption included.
 
     Another engine's time counts; its memory is that of another process and is not known.
     """
-    elsewhere = "engine" in phases.record
+    elsewhere, spent = "engine" in phases.record, list(read_jsonl(costs)) if costs.exists() else []
     return scoring.reply_counts(rows) | {
-        "batch_tokens": min(r["batch_tokens"] for r in rows), "wall_s": sum(phases.wall_s(name) for name in ("engine", "generation")),
-        "peak_memory_gib": None if elsewhere else phases.peak_gib("generation"),
+        "batch_tokens": min(r["batch_tokens"] for r in rows), "wall_s": phases.wall_s("engine") + sum(c["wall_s"] for c in spent),
+        "peak_memory_gib": None if elsewhere else max((c["peak_gib"] for c in spent if c["peak_gib"] is not None), default=None),
     }  # fmt: skip

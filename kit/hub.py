@@ -93,6 +93,8 @@ def loadable(model: str, revision: str = "") -> str:
     """
     if model in BUILTIN:
         return str(BUILTIN[model])
+    if model.startswith(("/", ".", "~")) and not Path(model).expanduser().is_dir():
+        raise UserError(f"no such model folder: {model}")
     return model if revision or Path(model).expanduser().is_dir() else _mirrors().get(model.lower(), model)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import processes
-from kit.config import RunConfig
+from kit.config import EVALUATION_FIELDS, RunConfig
 from kit.errors import UserError
 from kit.files import read_json, write_json
 
@@ -36,6 +36,9 @@ def open_run(config: RunConfig) -> Path:
     stored = {k: v for k, v in read_json(path).items() if k != "schema"}
     wanted = config.identity()
     differing = sorted(k for k in stored.keys() | wanted.keys() if stored.get(k) != wanted.get(k))
+    if differing and {*differing} <= {*EVALUATION_FIELDS} and not any((folder / kept).exists() for kept in ("predictions.jsonl", "eval.json")):
+        write_json(path, {"schema": SCHEMA, **wanted})  # a run that is trained and not evaluated yet
+        return folder
     if differing:
         changes = ", ".join(f"{k} {stored.get(k)!r} -> {wanted.get(k)!r}" for k in differing)
         raise UserError(f"{folder} was made with other settings ({changes}); choose another --name or --runs-dir, or remove the folder")

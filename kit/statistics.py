@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Rows = npt.NDArray[np.intp]
 Run = Mapping[str, Array]  # {metric: statistics [n, k]} of one seed
 POWER = 0.8
-# Rows that agree to the last digit say nothing of the next ones if they are fewer.
+# Of fewer rows nobody knows what the next ones would be like, however little these differ.
 FEW = 30
 MANY = 10_000
 MOST_SEEDS = 50
@@ -33,8 +33,8 @@ MOST_SEEDS = 50
 PAIRED_FROM = 5
 z = NormalDist().inv_cdf
 METHOD_NOTE = (
-    "Intervals are 95% studentised bootstrap intervals over the test rows of each source; several seeds count too, by Student's t, five or "
-    "more of them seed by seed. "
+    "Intervals are 95% studentised bootstrap intervals over the test rows of each source; the spread between several seeds counts too, by "
+    "Student's t; methods with five seeds or more are compared seed by seed. "
     "p is the larger of two: the level at which the interval would reach 0, and paired approximate randomisation, which exchanges each row's results between "
     "the methods at random. Better and worse are decided by p with Holm's correction, equivalence by the interval. "
     "Pairs that must not be ranked are corrected apart and weigh on no other. Intervals, and with them equivalence, are those of one comparison each and are "
@@ -113,7 +113,7 @@ def compare(methods: Mapping[str, Sequence[Run]], sources: Sequence[str], metric
       score's to first order); simulated, at most 5% but for chance, whatever the rows, and 6% for 50 whose differences have mean 0 and skewness 6;
     - `p_holm`, which decides, also where the interval leaves out 0;
     - `verdict`: `equivalent` if the interval lies within the margin (stricter than two one-sided tests at 5%, which take the 90%
-      interval; never where both scores are 0, or within the margin of it, which is no measurement, nor where fewer than FEW rows do not vary), else
+      interval; never where both scores are 0, or within the margin of it, which is no measurement, nor on fewer than FEW rows), else
       `better` or `worse` for a (`different` on a metric without a better side) if p_holm < 0.05, else `cannot tell`;
     - `needed`: the examples that would decide an open verdict; None if it is decided, or if not even MANY times as many would do; then
       `needed_seeds` is the number of seeds of each method that would, on these examples, up to MOST_SEEDS.
@@ -178,7 +178,7 @@ def _judged(metric: Metric, found: Estimate, ps: tuple[float, float], *, n: int,
     (p, p_holm), (low, high) = ps, found.interval()
     margin, verdict, needed, seeds = metric.margin or 0.0, "cannot tell", None, None
     se, level = math.sqrt(found.examples + found.seeds), ALPHA / family
-    measured = not silent and (se > 0 or n >= FEW)
+    measured = not silent and n >= FEW
     if -margin < low <= high < margin:
         verdict = "equivalent" if measured else verdict
     elif p_holm < ALPHA:

@@ -58,7 +58,7 @@ def _tunable(config: RunConfig) -> None:
     if config.technique.parts:
         raise UserError(PARTS)
     if not config.valid_per_source:
-        raise UserError("a sweep is judged on validation rows: give --valid-per-source (and rebuild the data with scripts/data.py --overwrite)")
+        raise UserError("a sweep is judged on validation rows: give --valid-per-source, with a new --name if there are data and runs of this one")
 
 
 def _budget(config: RunConfig, share: float) -> int:

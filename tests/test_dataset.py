@@ -94,7 +94,7 @@ def test_every_beginning_of_a_split_is_balanced(tiny: Make) -> None:
 def test_other_inputs_are_an_error_and_overwrite_replaces(tiny: Make) -> None:
     config, other = tiny("--train-per-source", "10", "--test-per-source", "5"), tiny("--train-per-source", "12", "--test-per-source", "5")
     dataset.prepare(config)
-    with pytest.raises(UserError, match=r"other inputs \(train_per_source\); choose another --name"):
+    with pytest.raises(UserError, match=r"other inputs \(train_per_source\); give the flags that it was built with .*, choose another --name"):
         dataset.prepare(other)
     with pytest.raises(UserError, match=r"other inputs \(revision, data_seed, max_length\)"):
         dataset.prepare(tiny("--train-per-source", "10", "--test-per-source", "5", "--data-seed", "1", "--max-length", "128", "--revision", "other"))

@@ -332,6 +332,7 @@ def test_killed_at_any_time_an_evaluation_ends_where_an_undisturbed_one_does(mak
         # Killed while generating, in the middle of a line; then while forgetting is measured.
         result.unlink()
         path.write_bytes(path.read_bytes()[:-500])
+        write_jsonl(run.run_dir / "generation.jsonl", [{"wall_s": 1000.0, "peak_gib": 77.0}])
 
         def killed(*_: object) -> None:
             raise KeyboardInterrupt
@@ -341,6 +342,10 @@ def test_killed_at_any_time_an_evaluation_ends_where_an_undisturbed_one_does(mak
             evaluate(run)
         assert read_json(result)["forgetting"] is None
         assert lasting(read_json(result))["all"] == whole["all"]
+        # What was generated before counts, and once.
+        assert 1000 < read_json(result)["generation"]["wall_s"] < 1000 + whole["generation"]["wall_s"]
+        assert read_json(result)["generation"]["peak_memory_gib"] == 77
+        assert not (run.run_dir / "generation.jsonl").exists()
         monkeypatch.setattr(forgetting, "divergences", measure)
         again = evaluate(run)
         assert {r["id"]: r for r in read_jsonl(path)} == rows

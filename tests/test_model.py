@@ -12,6 +12,7 @@ from kit import generation
 from kit.config import RunConfig
 from kit.errors import UserError
 from kit.generation import generate, likelihoods
+from kit.hub import loadable
 from kit.model import as_stored, attach, import_unsloth, load_base, restore
 from kit.prompts import Renderer
 
@@ -29,6 +30,11 @@ def loaded() -> tuple[Any, Renderer, list[Any]]:
     import_unsloth().FastModel.for_inference(model)
     renderer = Renderer(tokenizer, "chat", 256)
     return model, renderer, renderer.exams([row for name in ("ultrachat", "alpaca") for _, row in list(Stream(f"{name}=builtin").rows())[:12]])
+
+
+def test_a_model_folder_that_is_not_there_is_called_that(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such model folder: .*/gone"):
+        loadable(str(tmp_path / "gone"))
 
 
 def test_a_batch_answers_as_single_prompts_do(loaded: tuple[Any, Renderer, list[Any]]) -> None:

@@ -25,7 +25,8 @@ SIGNS = {"+": "better", "-": "worse", "?": "cannot tell"}
 def spoken(*criteria: str, raters: tuple[str, ...] = ("anna", "ben"), confounded: tuple[str, ...] = ()) -> dict[str, Any]:
     """People on LoRA against QLoRA, as `fluency +`."""
     said = [criterion.split() for criterion in criteria]
-    return {"pairs": [{"criterion": c, "a": "lora", "b": "qlora", "verdict": SIGNS.get(s), "confounded": [*confounded], "raters": [*raters]} for c, s in said]}
+    pairs = [{"criterion": c, "a": "lora", "b": "qlora", "verdict": SIGNS.get(s), "confounded": [*confounded], "raters": [*raters]} for c, s in said]
+    return {"pairs": pairs, "criteria": {"overall": {"alpha": {"value": 0.9}}}}
 
 
 @pytest.mark.parametrize(
@@ -58,8 +59,21 @@ def test_one_rater_is_not_people_and_what_has_no_verdict_is_not_spoken_of() -> N
 def test_the_recommendation_says_what_people_add() -> None:
     assert people.advice(None, []) == []
     (text,) = people.advice(spoken("fluency +"), say(("lora", "qlora", "-??")))
-    assert text.startswith("Replies were also scored by hand, which tells 1 of 1 pairs of methods apart (see Human scores). People prefer LoRA to QLoRA")
-    assert people.advice(spoken("fluency ?"), []) == ["Replies were also scored by hand, which tells none of 1 pairs of methods apart (see Human scores)."]
+    assert text.startswith(
+        "Replies were also scored by hand, by 2 raters, which tells 1 of 1 pairs of methods apart (see Human scores). People prefer LoRA to QLoRA"
+    )
+    assert people.advice(spoken("fluency ?"), []) == [
+        "Replies were also scored by hand, by 2 raters, which tells none of 1 pairs of methods apart (see Human scores)."
+    ]
+
+
+def test_raters_who_contradict_each_other_are_no_verdict_of_people() -> None:
+    rated = spoken("fluency ?") | {"criteria": {"fluency": {"alpha": {"value": -0.62}}, "overall": {"alpha": {"value": None}}}}
+    (text,) = people.advice(rated, [])
+    assert text.startswith(
+        "The raters hardly agree (Krippendorff's alpha down to -0.62; 1 is full agreement, 0 what chance gives), so their mean says little. "
+    )
+    assert people.at_odds(rated | {"criteria": {"fluency": {"alpha": {"value": 0.7}}}}) == ""
 
 
 def experiment(tiny: Make) -> Path:

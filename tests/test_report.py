@@ -87,6 +87,20 @@ def test_the_first_figure_shows_a_cost_that_differs(memory: tuple[float | None, 
     assert content._foremost(rows) == f"{first}_vs_performance"
 
 
+def test_a_report_of_others_is_left_alone_and_another_experiments_is_named(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    made_run(tiny("--method", "lora"), ["a"] * 4)
+    out = Path(tiny().report_dir)
+    out.mkdir(parents=True)
+    (out / "report.md").write_text("my thesis")
+    with pytest.raises(UserError, match=r"holds report\.md and no summary\.json: it is none of the kit's reports"):
+        write.own_folder(out, "tiny")
+    write_json(out / "summary.json", {"rows": [{"run": "runs/other/base"}, {"run": None}]})
+    write.own_folder(out, "tiny")
+    assert "held the report of other, which this one replaces" in capsys.readouterr().out
+    write.own_folder(out, "other")
+    assert capsys.readouterr().out == ""
+
+
 def test_settings_are_those_of_the_methods_that_use_them(tiny: Make) -> None:
     for method in ("lora", "galore", "full"):
         made_run(tiny("--method", method), ["a"] * 4)

@@ -17,13 +17,26 @@ from kit import files, runs
 from kit.config import RunConfig
 from kit.device import Gpu, choose_precision, choose_recipe
 from kit.errors import UserError
-from kit.files import read_jsonl
+from kit.files import read_json, read_jsonl
 from kit.progress import TrainingProgress
 from kit.resources import Phases, energy
+from kit.runs import open_run
 from kit.trainer import Order
 from kit.training import last_checkpoint
 
 Make = Callable[..., RunConfig]
+
+
+def test_how_a_run_is_evaluated_may_change_until_it_is(tiny: Callable[..., RunConfig]) -> None:
+    trained = tiny("--method", "lora", "--max-new-tokens", "64")
+    folder = open_run(trained)
+    (folder / "adapter").mkdir()
+    assert read_json(open_run(tiny("--method", "lora", "--max-new-tokens", "32", "--limit-test", "9")) / "config.json")["max_new_tokens"] == 32
+    with pytest.raises(UserError, match="rank 16 -> 4"):
+        open_run(tiny("--method", "lora", "--max-new-tokens", "32", "--limit-test", "9", "--rank", "4"))
+    (folder / "predictions.jsonl").touch()
+    with pytest.raises(UserError, match="max_new_tokens 32 -> 64"):
+        open_run(tiny("--method", "lora", "--limit-test", "9"))
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

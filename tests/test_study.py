@@ -247,7 +247,7 @@ def test_a_difference_that_no_score_can_have_is_not_named() -> None:
     found[0]["detectable"], found[1]["detectable"], found[2]["detectable"], found[2]["unit"] = 231.0, 0.0, 150.0, "log %"
     (text,) = discussion(rows, found)
     assert "231" not in text
-    assert "has to be 150.0 log % on perplexity" in text
+    assert "has to be 348.2% on perplexity" in text
     assert "ROUGE-L" not in text
     assert "In 2 of the 3 open comparisons no difference at all could be found: more seeds or rows are needed." in text
 

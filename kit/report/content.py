@@ -19,6 +19,7 @@ from kit.report.recommendation import recommendation
 from kit.report.references import references
 from kit.report.rows import COLUMNS, MISSING, SCORES, SECONDARY, Row, cell, duration, interval, number, plain, title
 from kit.report.verdicts import LEGEND, Verdict, best, both_ways, by_reason, ledger, matrix
+from kit.report.words import percent
 from kit.resampling import RESAMPLES
 
 Shown = Callable[[float | None], str]
@@ -135,12 +136,12 @@ def verdict_table(found: Sequence[Verdict]) -> list[Block]:
         return []
     heads = ["metric", "a", "b", "verdict on a", "a − b", "95% interval", "p (Holm)", "detectable", "rows to decide"]
     body = [[Cell(COLUMNS[v["metric"]].title), Cell(title(v["a"])), Cell(title(v["b"])), Cell(_verdict(v)),
-             amount(v["delta"], 2), Cell(f"[{number(v['low'], 2)}, {number(v['high'], 2)}]"), amount(v["p_holm"], 4), *_power(v)] for v in found]  # fmt: skip
+             *_difference(v), amount(v["p_holm"], 4), *_power(v)] for v in found]  # fmt: skip
     fair = sum(not v["confounded"] for v in found)
     margins = ", ".join(f"{COLUMNS[m].title} {margin:g} {unit}" for m, (margin, unit) in {v["metric"]: (v["margin"], v["unit"]) for v in found}.items())
     text = (
         f"How verdicts are reached stands under Approach. Equivalent: the interval lies within the margin ({margins}). "
-        "Perplexity differences are 100 times those of the logarithm. Detectable: the smallest difference found with 80% power, or none that the scale has. "
+        "Perplexities differ in percent of b's. Detectable: the smallest difference found with 80% power, or none that the scale has. "
         f"With {RESAMPLES:,} resamples and {fair:,} comparisons that count the smallest p possible is {max(fair, 1) / (1 + RESAMPLES):.4f}. "
         "Confounded pairs differ in more than the method, or failed a check, and must not be ranked."
         + (
@@ -157,11 +158,18 @@ def _verdict(v: Verdict) -> str:
     return f"{v['verdict']}{other}{' (confounded)' if v['confounded'] else ''}"
 
 
+def _difference(v: Verdict) -> list[Cell]:
+    """a minus b with its interval; of logarithms in percent of the score itself."""
+    ends = [f"{percent(v[k]):,.1f}%" if v["unit"] == "log %" else number(v[k], 2) for k in ("delta", "low", "high")]
+    return [Cell(ends[0], v["delta"]), Cell(f"[{ends[1]}, {ends[2]}]")]
+
+
 def _power(v: Verdict) -> list[Cell]:
     """What could have been found, and how many rows would decide, of a comparison that is open."""
     if v["verdict"] != "cannot tell":
         return [Cell(MISSING), Cell(MISSING)]
-    return [amount(v["detectable"], 2) if study.possible(v) else Cell("none"), amount(v["needed"], 0)]
+    size = f"{percent(v['detectable']):,.1f}%" if v["unit"] == "log %" else number(v["detectable"], 2)
+    return [Cell(size, v["detectable"]) if study.possible(v) else Cell("none"), amount(v["needed"], 0)]
 
 
 def fairness(unfair: Sequence[tuple[str, str, list[str]]]) -> list[Block]:

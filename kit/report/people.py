@@ -14,6 +14,8 @@ Pair = tuple[str, str]
 # More pairs than this are counted where they would crowd out what else is said.
 MANY = 4
 DECIDED = ("better", "worse")
+# Krippendorff's lowest alpha for tentative conclusions (2004, section 11.4.2).
+AGREED = 0.667
 
 
 def asked_for(rows: Sequence[Row]) -> list[Block]:
@@ -49,8 +51,8 @@ def preferences(rated: Row, found: Sequence[Verdict]) -> list[Block]:
         "confounded pairs apart. They are over test rows and hold for these raters; no margin is stated, so no pair is called equivalent."
     )
     table = Table(heads, [_row(v) for v in rated["pairs"]], caption, texts=4, wide=True)
-    sentences = beside_metrics(rated, found)
-    return [table, *([Bullets(sentences)] if sentences else [])]
+    sentences, quarrel = beside_metrics(rated, found), at_odds(rated)
+    return [table, *([Paragraph(quarrel.strip(), "note")] if quarrel else []), *([Bullets(sentences)] if sentences else [])]
 
 
 def _row(v: Row) -> list[Cell]:
@@ -84,9 +86,19 @@ def advice(rated: Row | None, found: Sequence[Verdict]) -> list[str]:
     if not rated or not pairs:
         return []
     decided = apart(pairs)
-    text = f"Replies were also scored by hand, which tells {len(decided) or 'none'} of {len(pairs)} pairs of methods apart (see Human scores)."
+    by = f"{n} raters" if (n := len({rater for v in rated["pairs"] for rater in v["raters"]})) > 1 else "one rater"
+    told_apart = f"which tells {len(decided) or 'none'} of {len(pairs)} pairs of methods apart (see Human scores)."
+    text = f"{at_odds(rated)}Replies were also scored by hand, by {by}, {told_apart}"
     sentences = [_sentence(rated, both_ways(found), pair, said) for pair, said in decided.items()]
     return [" ".join([text, *(sentences if len(sentences) <= MANY else ())])]
+
+
+def at_odds(rated: Row) -> str:
+    """A sentence before all others where raters hardly agree: then not being told apart may be their quarrel."""
+    least = min((a for c in rated["criteria"].values() if (a := c["alpha"]["value"]) is not None), default=1.0)
+    if least >= AGREED:
+        return ""
+    return f"The raters hardly agree (Krippendorff's alpha down to {least:.2f}; 1 is full agreement, 0 what chance gives), so their mean says little. "
 
 
 def told(rated: Row) -> dict[Pair, dict[str, str]]:

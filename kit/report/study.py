@@ -10,7 +10,7 @@ from kit.metrics import METRICS
 from kit.report.ranking import CLEARLY, COST, ahead, cheapest, contenders, fairly_with, families, forgotten, front
 from kit.report.rows import COLUMNS, MEAN, SCORES, Row, number, plain
 from kit.report.verdicts import Said, Verdict, beats, best, both_ways
-from kit.report.words import BUILT_IN, built_in, called, change, name, names, on, sentence
+from kit.report.words import BUILT_IN, built_in, called, change, name, names, on, percent, sentence
 
 # Where a reader should be told: replies this much longer or shorter than the references, and this share of them unfinished.
 LONG, UNFINISHED = 0.2, 0.05
@@ -191,8 +191,9 @@ def _power(found: Sequence[Verdict]) -> list[str]:
     n, sizes = undecided[0]["n"], []
     for metric in SCORES:
         if known := sorted(v["detectable"] for v in undecided if v["metric"] == metric and possible(v)):
-            least, most = (f"{d:.1f}" for d in (known[0], known[-1]))
-            sizes.append(f"{least if least == most else f'{least} to {most}'} {METRICS[metric].unit} on {COLUMNS[metric].title}")
+            logs = METRICS[metric].unit == "log %"
+            least, most = (f"{percent(d) if logs else d:,.1f}" for d in (known[0], known[-1]))
+            sizes.append(f"{least if least == most else f'{least} to {most}'}{'%' if logs else ' points'} on {COLUMNS[metric].title}")
     text = "Cannot tell does not mean equal"
     if sizes:
         text += f": with these {n:,} test rows a difference has to be {names(sizes)}, by pair, to be found in 4 of 5 cases, after correction for all pairs"

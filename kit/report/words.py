@@ -29,10 +29,15 @@ def called(metrics: Sequence[str]) -> str:
     return names([COLUMNS[m].title for m in metrics])
 
 
+def percent(log_percent: float) -> float:
+    """A difference of logarithms, 100 times, in percent of the score itself."""
+    return 100 * math.expm1(min(log_percent, 1000.0) / 100)
+
+
 def change(v: Verdict) -> str:
     """A difference with its interval, signs written out; one of logarithms in percent of the score itself."""
     if v.get("unit") == "log %":
-        found = [100 * math.expm1(min(v[k], 1000.0) / 100) for k in ("delta", "low", "high")]
+        found = [percent(v[k]) for k in ("delta", "low", "high")]
         return "{:+,.1f}% [{:,.1f}%, {:,.1f}%]".format(*found).replace("-", "−")
     return f"{v['delta']:+.1f} [{v['low']:.1f}, {v['high']:.1f}]".replace("-", "−")
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from kit.config import BASE, RunConfig
+from kit.console import say
 from kit.errors import UserError
 from kit.files import sha256, write_bytes, write_json, write_text
+from kit.gates import SHORTEST
 from kit.report.about import read_optional, values
 from kit.report.answers import Results, gather, human
 from kit.report.blocks import Block
@@ -24,6 +26,7 @@ from kit.report.rows import COSTS, SCORES, SECONDARY, Row
 from kit.report.shapes import MANIFEST, STATS
 from kit.report.study import standing
 from kit.report.verdicts import Verdict, verdicts
+from kit.report.words import names
 
 SCHEMA = 1
 # Scripts that put no spaces between words, by the names of their letters in Unicode.
@@ -36,12 +39,24 @@ FORMATS = {"md": "markdown", "html": "html", "pdf": "pdf"}
 def build(config: RunConfig) -> tuple[Results, list[str], list[Verdict]]:
     """Writes the report of one experiment; returns its results, warnings and verdicts."""
     out = Path(config.report_dir)
+    own_folder(out, config.name)
     given = inputs(config)
     given = replace(given, figures=draw(given.results, given.rated, given.stats, out / "figures"))
     write_json(out / "summary.json", summary(given))
     write_text(out / "comparison_table.csv", table_csv(given.results.every))
     problems = render(f"Fine-tuning comparison: {config.name}", document(given), out)
     return given.results, [*given.notes, *problems], list(given.found)
+
+
+def own_folder(out: Path, name: str) -> None:
+    """A folder with a report that is not the kit's is a UserError; that another experiment's is replaced is said."""
+    there = [f"report.{ending}" for ending in FORMATS if (out / f"report.{ending}").exists()]
+    if there and not (out / "summary.json").exists():
+        raise UserError(f"{out} holds {there[0]} and no summary.json: it is none of the kit's reports; choose another --report-dir")
+    before = read_optional(out / "summary.json", {})[0] or {}
+    runs = {Path(str(row.get("run"))).parent.name for row in before.get("rows", ()) if isinstance(row, dict) and row.get("run")}
+    if runs and runs != {name}:
+        say(f"{out} held the report of {', '.join(sorted(runs))}, which this one replaces; --report-dir gives each a folder of its own")
 
 
 def inputs(config: RunConfig) -> Inputs:
@@ -131,6 +146,9 @@ def warnings(results: Results, found: Sequence[Verdict]) -> list[str]:
         notes.append(f"{flagged:.0%} of the test rows resemble training rows: all scores and verdicts count them; Length and leaks has the scores without "
                      f"them{stand}")  # fmt: skip
     done = [r for r in rows if r["status"] == "done"]
+    if short := [r for r in rows if r["steps"] is not None and r["steps"] < SHORTEST]:
+        made = names([f"{r['label']} {r['steps']}" for r in short])
+        notes.append(f"optimiser steps: {made}; that shows that everything runs, and is no training")
     if len({r["provenance"]["data"] for r in rows if r["provenance"]}) > 1:
         notes.append("the runs were made on different data; their scores cannot be compared")
     if len(by := sorted({r["score_tokens"] for r in done})) > 1:
