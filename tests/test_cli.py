@@ -38,7 +38,7 @@ def test_help_lists_the_flags(name: str) -> None:
         (
             "sweep",
             ["--recipe", "tiny", "--valid", "0"],
-            "a sweep is judged on validation rows: give --valid-per-source (and rebuild the data with scripts/data.py --overwrite)",
+            "a sweep is judged on validation rows: give --valid-per-source, with a new --name if there are data and runs of this one",
         ),
         ("train", ["--method", "base"], "base is the untuned model: it is evaluated, not trained"),
         ("data", ["--show", "-1"], "--show takes a number of rows, got -1"),
