@@ -15,7 +15,7 @@ def main() -> None:
     flags = options.parse()
     target = flags.pop("out", None)
     if not target:
-        raise UserError("--out DIR is needed: the folder to write the model to")
+        raise UserError("--out DIR is needed (to make: OUT=DIR): the folder to write the model to")
     config = trained_run(flags)
 
     from kit.console import say

@@ -533,6 +533,12 @@ def test_every_problem_of_a_csv_is_reported_with_its_line_and_nothing_is_taken(f
     assert not (folder / "ratings").exists()
 
 
+def test_a_file_of_another_experiment_does_not_fill_the_screen(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        sheet.import_csv(saved(tmp_path / "in.csv", [{"item": f"foreign {i}", "overall": "3"} for i in range(99)]), folder, "anna")
+    assert (len(error.value.problems), error.value.problems[-1]) == (11, "and 89 problems more")
+
+
 def test_an_import_obeys_overall(folder: Path, tmp_path: Path) -> None:
     three = saved(tmp_path / "three.csv", [{"item": i.id, **dict.fromkeys(CRITERIA, "3")} for i in cards(folder)[:6]])
     done = piped(folder, "", "--rater", "anna", "--overall", "--import", str(three))

@@ -178,7 +178,7 @@ def test_a_run_that_is_not_done_cannot_be_exported(run: RunConfig, tmp_path: Pat
     done = script("export", str(tmp_path / run.name / run.run_name), "--out", str(tmp_path / "out"))
     assert done.returncode == 2
     assert "is no trained run; run: python scripts/train.py --method qlora --seed 0" in done.stderr
-    assert script("export", str(tmp_path)).stderr == "error: --out DIR is needed: the folder to write the model to\n"
+    assert script("export", str(tmp_path)).stderr == "error: --out DIR is needed (to make: OUT=DIR): the folder to write the model to\n"
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "gpt2_tokenizer"])

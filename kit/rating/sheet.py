@@ -13,6 +13,7 @@ from kit.files import write_text
 from kit.rating.deck import Item, evaluated
 from kit.rating.ledger import CRITERIA, OVERALL, SCALE, open_ledger, standing
 
+SHOWN = 10  # problems of a file, that a wrong one does not fill the screen
 FEWEST = 5  # replies of which two people don't give all the same scores
 FORMULA = tuple("=+-@\t＝＋－＠")  # a spreadsheet runs a cell that starts so
 
@@ -85,5 +86,6 @@ def _filled(path: Path, known: Mapping[str, Item], *, overall: bool) -> tuple[Se
         if given and not problems:
             scores[item] = {c: int(v) for c, v in given.items()}
     if problems:
-        raise UserError(*problems)
+        more = [f"and {len(problems) - SHOWN} problems more"] if len(problems) > SHOWN else []
+        raise UserError(*problems[:SHOWN], *more)
     return criteria, scores

@@ -113,8 +113,8 @@ def data(manifest: Mapping[str, Any] | None, rows: Sequence[Row]) -> list[Block]
     cut = " ".join(f"{split}: {counts(c)}." for split, c in manifest["truncated"].items())
     audit = (
         f"{found['exact']:,} exact duplicates were dropped. {found['near']:,} rows in {found['groups']:,} groups of near duplicates (word 3-gram "
-        f"similarity of {found['similarity']} or more, or the same prompt) were kept on one side of the split each. Test rows whose whole prompt is also "
-        f"in training: {leaks['same_prompt']['test_rows']:,}; whose first question is: {leaks['same_opening']['test_rows']:,}."
+        f"similarity of {found['similarity']} or more, or the same prompt) were kept on one side of the split each. Of all test rows "
+        f"{leaks['same_prompt']['test_rows']:,} share their whole prompt and {leaks['same_opening']['test_rows']:,} their first question with a training row."
     )
     table = Table(["source", "origin", "dropped", "rows in", "kept", "train", "test"], body, texts=3)
     return [Heading("Data"), table, *limited, Paragraph(audit), Paragraph(f"At {manifest['inputs']['max_length']} tokens a row, {cut}")]

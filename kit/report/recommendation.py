@@ -48,7 +48,7 @@ def _within(rows: Sequence[Row], said: Said, family: Sequence[str], *, alone: bo
     if not worth:
         return [sentence(f"{among}use none: the base model is ahead of {names([name(m) for m in first])}, which no other method is ahead of.")]
     if len(worth) == 1:
-        text = _alone_in_front(said, worth[0], first)
+        text = _alone_in_front(said, worth[0], family)
     elif conflicts := _conflicts(said, worth):
         text = f"the metrics disagree, so it depends on which counts: {'; '.join(conflicts)}. {_by_cost(rows, worth, decides=False)}"
     elif all(v["verdict"] == "equivalent" for (a, b, _), v in said.items() if a in worth and b in worth):
@@ -65,7 +65,8 @@ def _gains(said: Said, methods: Sequence[str]) -> bool:
     return all((m, BASE, SCORES[0]) not in said or ahead(said, m, BASE) for m in methods)
 
 
-def _alone_in_front(said: Said, method: str, first: Sequence[str]) -> str:
+def _alone_in_front(said: Said, method: str, family: Sequence[str]) -> str:
+    others, first = [m for m in family if m != method], front(said, family)
     if not _gains(said, [method]):
         if up := [m for m in SCORES if beats(said, method, BASE, m)]:
             down = [m for m in SCORES if beats(said, BASE, method, m)]
@@ -74,6 +75,8 @@ def _alone_in_front(said: Said, method: str, first: Sequence[str]) -> str:
         return f"{name(method)} is not behind any other method, but no gain over the base model is shown: nothing here says that tuning is worth it."
     if len(first) > 1:
         return f"use {name(method)}: the base model is ahead of {names([name(m) for m in first if m != method])}."
+    if len(others) == 1:
+        return f"use {name(method)}: {name(others[0])} is worse on {called([m for m in SCORES if beats(said, method, others[0], m)])} and better on nothing."
     return f"use {name(method)}: none is shown to be ahead of it, and each other one is behind some method (worse on a metric, better on none)."
 
 
