@@ -103,8 +103,8 @@ ONE    = --seed '$(firstword $(SEEDS))' $(FLAGS)
 comma := ,
 space := $(subst ,, )
 
-# The method that asks the most of the data: combined wants validation rows, and says so before hours go into the others.
-ASKED = $(if $(filter compare,$(MAKECMDGOALS)),$(or $(filter combined,$(METHODS)),base),$(lastword $(RUNS)))
+# The method that asks the most: combined wants validation rows, --tuned a sweep, and each says so before hours go into what comes first.
+ASKED = $(if $(filter compare,$(MAKECMDGOALS)),$(or $(filter combined,$(METHODS)),$(if $(filter --tuned,$(ARGS)),$(firstword $(TRAINED))),base),$(lastword $(RUNS)))
 
 data: $(READY) ## build the data and show what was kept and dropped
 	@$(RUN)/data.py --method '$(ASKED)' $(FLAGS)

@@ -113,6 +113,7 @@ def test_a_copied_or_renamed_run_is_not_taken_for_the_one_that_it_was(tmp_path: 
         (("compare", "METHODS=lora lroa"), "unknown method lroa; known: qlora"),
         (("compare", "METHODS="), "METHODS names no method"),
         (("sweep", "METHODS=hybrid"), "take the learning rates of their parts"),
+        (("compare", "METHODS=lora", "NAME=never-swept", "ARGS=--recipe tiny --tuned"), "--tuned needs runs/never-swept/sweep/lora.json"),
     ],
 )
 def test_make_refuses_before_hours_are_spent(goal: tuple[str, ...], message: str) -> None:
