@@ -148,7 +148,7 @@ def warnings(results: Results, found: Sequence[Verdict]) -> list[str]:
     done = [r for r in rows if r["status"] == "done"]
     if short := [r for r in rows if r["steps"] is not None and r["steps"] < SHORTEST]:
         made = names([f"{r['label']} {r['steps']}" for r in short])
-        notes.append(f"optimiser steps: {made}; that shows that everything runs, and is no training")
+        notes.append(f"optimiser steps: {made}; too few to judge a method by")
     if len({r["provenance"]["data"] for r in rows if r["provenance"]}) > 1:
         notes.append("the runs were made on different data; their scores cannot be compared")
     if len(by := sorted({r["score_tokens"] for r in done})) > 1:
