@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,9 +30,9 @@ NAMES = ("bleu_rouge_comparison", "memory_vs_performance", "time_vs_performance"
 ENDINGS = (".png", ".svg")
 
 
-def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, folder: Path) -> list[Figure]:
+def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, folder: Path, apart: Collection[str] = ()) -> list[Figure]:
     """Draws every figure that there is something for and removes those of an earlier report; returns them with captions that say in words what is to be
-    seen."""
+    seen. Methods `apart`, which can fairly be compared with no other, are on no front."""
     rows = [r for r in results.shown if all(plain(r, m) is not None for m in ("bleu4", "rouge_l"))]
     # A method looks the same in every report.
     style = {m: i for i, m in enumerate(dict.fromkeys([BASE, *METHODS, *(r["method"] for r in results.rows)]))}
@@ -47,9 +47,10 @@ def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, f
             _comparison(rows, style, {"": rows}))  # fmt: skip
     for key, name, what, unit in (("peak_memory_gib", "memory", "peak memory while training", "GiB"), ("train_wall_s", "time", "training time", "s")):
         if costed := [r for r in rows if r[key] is not None]:
-            ahead = front(costed, key)
+            fair = [r for r in costed if r["method"] not in apart]
+            ahead = front(fair, key)
             caption = f"ROUGE-L with 95% intervals against {what}: upper left is best."
-            add(f"{name}_vs_performance", " ".join([caption, *_said_of_front(costed, ahead, name), *_dotted(rows)]),
+            add(f"{name}_vs_performance", " ".join([caption, *_said_of_front(fair, ahead, name), *_dotted(rows)]),
                 _tradeoff(costed, ahead, rows, style, key, f"{what} ({unit})"))  # fmt: skip
     if logs := curves(results.rows):
         caption = "Training loss by optimiser step, as a running mean over a twentieth of the steps."

@@ -21,11 +21,12 @@ from kit.report.answers import Results, gather, human
 from kit.report.blocks import Block
 from kit.report.content import Inputs, document
 from kit.report.figures import draw
+from kit.report.ranking import apart, contenders
 from kit.report.rates import sweeps
 from kit.report.rows import COSTS, SCORES, SECONDARY, Row
 from kit.report.shapes import MANIFEST, STATS
 from kit.report.study import standing
-from kit.report.verdicts import Verdict, verdicts
+from kit.report.verdicts import Verdict, both_ways, verdicts
 from kit.report.words import names
 
 SCHEMA = 1
@@ -41,7 +42,8 @@ def build(config: RunConfig) -> tuple[Results, list[str], list[Verdict]]:
     out = Path(config.report_dir)
     own_folder(out, config.name)
     given = inputs(config)
-    given = replace(given, figures=draw(given.results, given.rated, given.stats, out / "figures"))
+    tuned = [r["method"] for r in contenders(given.results.shown)]
+    given = replace(given, figures=draw(given.results, given.rated, given.stats, out / "figures", apart(both_ways(given.found), tuned)))
     write_json(out / "summary.json", summary(given))
     write_text(out / "comparison_table.csv", table_csv(given.results.every))
     problems = render(f"Fine-tuning comparison: {config.name}", document(given), out)
