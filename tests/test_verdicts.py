@@ -63,7 +63,7 @@ def test_a_clear_difference_a_tie_and_a_doubt(tiny: Make) -> None:
         (("--epochs", "3"), {}, "epochs 1 and 3.0"),
         (("--limit-train", "50"), {}, "limit_train None and 50"),
         ((), {"tokens_supervised": 2000}, "1,000 and 2,000 supervised tokens"),
-        (("--seed", "1"), {}, "seeds 0 and 1"),
+        (("--seed", "1"), {}, "seeds 0 and 1: train the missing ones"),
         ((), {"provenance": PROVENANCE | {"gpu": "Tesla T4"}}, "another GPU"),
         ((), {"provenance": PROVENANCE | {"cpu": "d"}}, "another CPU"),
         ((), {"provenance": PROVENANCE | {"data": "of before"}}, "another data"),

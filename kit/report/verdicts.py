@@ -81,7 +81,7 @@ def confounded(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
             reasons += [f"{key} {' and '.join(values)}"] if len(values) > 1 else []
     seeds = [sorted(r["seed"] for r in group) for group in (first, second)]
     if not base and seeds[0] != seeds[1]:
-        reasons.append(f"seeds {' and '.join(', '.join(map(str, those)) for those in seeds)}")
+        reasons.append(f"seeds {' and '.join(', '.join(map(str, those)) for those in seeds)}: train the missing ones")
     for key, name in ALIKE.items():
         # Training is held against training, which the base model has none of, and evaluation against evaluation.
         stages = ("evaluated",) if base else ("provenance", "evaluated")
