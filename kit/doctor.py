@@ -34,7 +34,7 @@ class Check(NamedTuple):
 def checks(config: RunConfig) -> list[Check]:
     """Every check for a configuration; one that breaks is a failed check and not the end of the others."""
     first = {"machine": machine(), "compiler": compiler(), "packages": packages(), "libraries": libraries(), "4-bit": four_bit(), "hub": hub(config)}
-    found = [check for name, part in first.items() for check in _guarded(name, part)]
+    found = [each for name, part in first.items() for each in _guarded(name, part)]
     if any(c.name == "model" and c.ok is False for c in found):  # what follows reads the model's configuration
         return found
     return [*found, *_guarded("precision", computing(config)), *_guarded("memory", fits(config))]
@@ -126,7 +126,8 @@ def fits(config: RunConfig) -> Iterator[Check]:
 
     model, room = skeleton(config), total_memory()
     if wrong := check_targets(config, linear_layers(model)):
-        return (yield Check("layers", False, wrong[0], "; ".join(wrong)))
+        yield Check("layers", False, wrong[0], "; ".join(wrong))
+        return
     need = count(config, model)
     said = f"{config.method} on {config.model} needs about {size(need.peak)}" + (f" of {size(room)}" if room else "")
     yield Check("memory", room is None or need.certain <= room, said, "choose a 4-bit method, a lower --micro-batch or --max-length, or a smaller model")
@@ -138,7 +139,6 @@ def fits(config: RunConfig) -> Iterator[Check]:
     free = shutil.disk_usage(existing(Path(config.runs_dir))).free
     said = f"{size(need.disk + download)} needed for model and checkpoints, {size(free)} free"
     yield Check("disk", free > need.disk + download, said, "free some disk, or choose another --runs-dir")
-    return None
 
 
 def _needed(config: RunConfig, method: str, model: Any, room: int | None) -> str:

@@ -145,7 +145,7 @@ def compare(methods: Mapping[str, Sequence[Run]], sources: Sequence[str], metric
     return [
         {"metric": name, "a": a, "b": b, "n": len(sources), "seeds": [len(methods[a]), len(methods[b])]}
         | _judged(metrics[name], f, (p, p_holm), n=len(sources), family=size[group], silent=nothing)
-        for (name, a, b), f, p, p_holm, nothing, group in zip(family, found, ps, _corrected(ps, aside), silent, aside, strict=True)
+        for (name, a, b), f, p, p_holm, nothing, group in zip(family, found, ps, corrected(ps, aside), silent, aside, strict=True)
     ]
 
 
@@ -155,10 +155,10 @@ def _silent(metric: Metric, *scores: Array) -> bool:
     return all(float(np.abs(s[:, 0]).max()) <= floor for s in scores)
 
 
-def _corrected(ps: Sequence[float], aside: Sequence[bool]) -> list[float]:
+def corrected(ps: Sequence[float], aside: Sequence[bool]) -> list[float]:
     """Holm's correction of those aside and of the others, each by themselves."""
-    corrected = {group: iter(holm([p for p, g in zip(ps, aside, strict=True) if g == group])) for group in (False, True)}
-    return [next(corrected[group]) for group in aside]
+    raised = {group: iter(holm([p for p, g in zip(ps, aside, strict=True) if g == group])) for group in (False, True)}
+    return [next(raised[group]) for group in aside]
 
 
 def _contributions(tables: Mapping[tuple[str, str, int], Array], metrics: Mapping[str, Metric], family: Sequence[tuple[str, str, str]],

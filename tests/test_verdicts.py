@@ -107,6 +107,8 @@ def test_what_only_leaks_show_is_told(tiny: Make) -> None:
     older = finished(tiny("--method", "lora"), [*replies(0.1, 1, 40), *replies(0.5, 2, 40)]) / "eval.json"
     write_json(older, read_json(older) | {"leaks": {"flagged": 14, "without": None}})  # which rows, it does not say
     assert said(tiny)["qlora", "lora", "rouge_l"]["clean"] is None
+    write_json(older, read_json(older) | {"leaks": {"flagged": 0, "without": None}})
+    assert said(tiny)["qlora", "lora", "rouge_l"]["clean"]["n"] == 40  # QLoRA's say which
 
 
 HALF = {"precision": {"name": "bfloat16", "reason": "r"}}

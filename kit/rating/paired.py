@@ -13,7 +13,7 @@ from kit.metrics import Array, Metric, as_is, ratio
 from kit.rating.agreement import FEWEST
 from kit.rating.ledger import QUESTIONS, Rating
 from kit.resampling import ALPHA
-from kit.statistics import compare, holm
+from kit.statistics import compare, corrected
 
 Row = dict[str, Any]
 Given = dict[str, dict[str, dict[str, int]]]  # {run: {test row: {rater: score}}}
@@ -84,9 +84,9 @@ def _untold(delta: float | None, reason: str) -> Row:
 
 def _corrected(found: Sequence[Row], apart: Collection[tuple[str, str]]) -> list[Row]:
     """With Holm's correction over all pairs that were tested and are not apart, and over those that are; each was judged alone before."""
-    aside = [(v["a"], v["b"]) in apart for v in found]
-    raised = {group: iter(holm([v["p"] for v, g in zip(found, aside, strict=True) if v["verdict"] and g == group])) for group in (False, True)}
-    return [v | _judged(v["verdict"], next(raised[group])) if v["verdict"] else v for v, group in zip(found, aside, strict=True)]
+    tested = [v for v in found if v["verdict"]]
+    raised = iter(corrected([v["p"] for v in tested], [(v["a"], v["b"]) in apart for v in tested]))
+    return [v | _judged(v["verdict"], next(raised)) if v["verdict"] else v for v in found]
 
 
 def _judged(alone: str, p_holm: float) -> Row:

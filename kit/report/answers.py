@@ -11,7 +11,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -201,12 +200,12 @@ def human(folder: Path, results: Results) -> Row | None:
     from kit.rating.agreement import summary
     from kit.rating.ledger import read_ratings
     from kit.rating.paired import comparisons
-    from kit.report.verdicts import confounded
+    from kit.report.verdicts import between
 
     if not (ratings := read_ratings(folder)):
         return None
     groups = results.groups()
-    reasons = {(a, b): confounded(groups[a], groups[b]) for a, b in combinations(groups, 2)}
+    reasons = between(groups)
     runs = {m: [Path(r["run"]).name for r in found] for m, found in groups.items()}
     pairs = comparisons(ratings, runs, apart={pair for pair, why in reasons.items() if why})
     judged = [v | {"confounded": reasons[v["a"], v["b"]]} for v in pairs]

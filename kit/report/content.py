@@ -138,17 +138,14 @@ def verdict_table(found: Sequence[Verdict]) -> list[Block]:
     body = [[Cell(COLUMNS[v["metric"]].title), Cell(title(v["a"])), Cell(title(v["b"])), Cell(_verdict(v)),
              *_difference(v), amount(v["p_holm"], 4), *_power(v)] for v in found]  # fmt: skip
     fair = sum(not v["confounded"] for v in found)
+    changed = any("without leaks" in _verdict(v) for v in found)
+    leaky = " Without leaks: on the test rows that resemble no training row, where the verdict is another one." if changed else ""
     margins = ", ".join(f"{COLUMNS[m].title} {margin:g} {unit}" for m, (margin, unit) in {v["metric"]: (v["margin"], v["unit"]) for v in found}.items())
     text = (
         f"How verdicts are reached stands under Approach. Equivalent: the interval lies within the margin ({margins}). "
         "Perplexities differ in percent of b's. Detectable: the smallest difference found with 80% power, or none that the scale has. "
         f"With {RESAMPLES:,} resamples and {fair:,} comparisons that count the smallest p possible is {max(fair, 1) / (1 + RESAMPLES):.4f}. "
-        "Confounded pairs differ in more than the method, or failed a check, and must not be ranked."
-        + (
-            " Without leaks: on the test rows that resemble no training row, where the verdict is another one."
-            if any("without leaks" in _verdict(v) for v in found)
-            else ""
-        )
+        "Confounded pairs differ in more than the method, or failed a check, and must not be ranked." + leaky
     )
     return [Heading("Which differences are real?", 3), Paragraph(text), Table(heads, body, texts=4, wide=True)]
 
@@ -158,9 +155,13 @@ def _verdict(v: Verdict) -> str:
     return f"{v['verdict']}{other}{' (confounded)' if v['confounded'] else ''}"
 
 
+def _in_unit(v: Verdict, key: str) -> str:
+    return f"{percent(v[key]):,.1f}%" if v["unit"] == "log %" else number(v[key], 2)
+
+
 def _difference(v: Verdict) -> list[Cell]:
     """a minus b with its interval; of logarithms in percent of the score itself."""
-    ends = [f"{percent(v[k]):,.1f}%" if v["unit"] == "log %" else number(v[k], 2) for k in ("delta", "low", "high")]
+    ends = [_in_unit(v, k) for k in ("delta", "low", "high")]
     return [Cell(ends[0], v["delta"]), Cell(f"[{ends[1]}, {ends[2]}]")]
 
 
@@ -168,8 +169,7 @@ def _power(v: Verdict) -> list[Cell]:
     """What could have been found, and how many rows would decide, of a comparison that is open."""
     if v["verdict"] != "cannot tell":
         return [Cell(MISSING), Cell(MISSING)]
-    size = f"{percent(v['detectable']):,.1f}%" if v["unit"] == "log %" else number(v["detectable"], 2)
-    return [Cell(size, v["detectable"]) if study.possible(v) else Cell("none"), amount(v["needed"], 0)]
+    return [Cell(_in_unit(v, "detectable"), v["detectable"]) if study.possible(v) else Cell("none"), amount(v["needed"], 0)]
 
 
 def fairness(unfair: Sequence[tuple[str, str, list[str]]]) -> list[Block]:

@@ -45,7 +45,7 @@ def verdicts(results: Results) -> tuple[list[Verdict], list[str]]:
     if not (ids := common([a for found in answers.values() for a in found])):
         return [], [*notes, "no verdicts: the runs have no test row in common"]
     metrics = {name: METRICS[name] for name in SCORES}
-    reasons = {pair: confounded(groups[pair[0]], groups[pair[1]]) for pair in combinations(groups, 2)}
+    reasons = between(groups)
 
     def compared(ids: Sequence[str]) -> list[Verdict]:
         statistics = {m: [a.of(ids) for a in found] for m, found in answers.items()}
@@ -58,12 +58,17 @@ def verdicts(results: Results) -> tuple[list[Verdict], list[str]]:
         return [], [*notes, f"no verdicts: {error}"]
     leaks = [r["leaks"] for rows in groups.values() for r in rows if r["method"] != BASE and r["leaks"]]
     known = all(len(x.get("ids") or ()) == x["flagged"] for x in leaks)  # an older evaluation has their number alone
-    flagged = {i for x in leaks for i in x["ids"]} if known else set()
+    flagged = {i for x in leaks for i in x.get("ids") or ()} if known else set()
     if flagged & set(ids):
         with contextlib.suppress(UserError):  # too few rows are left
             without = compared([i for i in ids if i not in flagged])
             found = [v | {"clean": {k: c[k] for k in ("n", "delta", "low", "high", "p_holm", "verdict")}} for v, c in zip(found, without, strict=True)]
     return found, notes
+
+
+def between(groups: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], list[str]]:
+    """{(method, method): why the pair must not be ranked} of all pairs."""
+    return {(a, b): confounded(groups[a], groups[b]) for a, b in combinations(groups, 2)}
 
 
 def confounded(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
@@ -114,9 +119,7 @@ def uses(method: str, setting: str) -> bool:
 
 def ledger(results: Results) -> list[tuple[str, str, list[str]]]:
     """(method, method, reasons) of every pair of evaluated methods that is not fair to rank."""
-    groups = results.groups()
-    pairs = ((a, b, confounded(groups[a], groups[b])) for a, b in combinations(groups, 2))
-    return [(title(a), title(b), reasons) for a, b, reasons in pairs if reasons]
+    return [(title(a), title(b), reasons) for (a, b), reasons in between(results.groups()).items() if reasons]
 
 
 def by_reason(unfair: Sequence[tuple[str, str, list[str]]]) -> list[str]:
