@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kit.config import BASE, Field, RunConfig, fields, recipes, resolve
+from kit.config import BASE, GROUPS, Field, RunConfig, fields, recipes, resolve
 from kit.errors import UserError, unknown
 from kit.methods import METHODS
 
@@ -44,15 +44,18 @@ class Parser(argparse.ArgumentParser):
 
 def parser(about: str) -> Parser:
     """A parser with one flag for each RunConfig field; absent flags leave no value, so that recipes can fill in."""
-    made = Parser(description=about, argument_default=argparse.SUPPRESS, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=about, epilog="Values in [] are used where neither the recipe nor the method has its own.", usage="%(prog)s [FLAGS]",
+                  argument_default=argparse.SUPPRESS, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    group: argparse._ActionsContainer = made
     for f in fields().values():
-        _add(made, f)
+        group = made.add_argument_group(GROUPS[f.name]) if f.name in GROUPS else group
+        _add(group, f)
     made.add_argument("--limit", type=int, metavar="N", help="use only the first N training and test rows (a trial)")
     made.add_argument("--valid", dest="valid_per_source", type=int, metavar="N", help="short for --valid-per-source")
     return made
 
 
-def _add(made: Parser, f: Field) -> None:
+def _add(made: argparse._ActionsContainer, f: Field) -> None:
     flag = f"--{f.name.replace('_', '-')}"
     text = f.help if f.default in (None, "", ()) or f.repeat else f"{f.help} [{f.default}]"
     if f.name == "method":

@@ -33,6 +33,8 @@ PLACES = ("data_dir", "runs_dir", "report_dir", "report_to", "price_per_kwh", "p
 SCALED = ("model", "source", "train_per_source", "test_per_source", "valid_per_source", "max_length",
           "optimizer", "gradient_checkpointing", "save_steps", "max_new_tokens", "eval_tokens", "precision", "forgetting_text")  # fmt: skip
 NARROWEST = 48
+# Where the groups of --help begin.
+GROUPS = {"recipe": "experiment", "model": "model", "source": "data", "rank": "method", "epochs": "training", "max_new_tokens": "evaluation"}
 STAND_INS = {"EleutherAI/gpt-neo-1.3B": "builtin-gptneo"}
 
 
@@ -48,11 +50,9 @@ class RunConfig:
     runs_dir: Annotated[str, "folder of the runs"] = "runs"
     report_dir: Annotated[str, "folder the report is written to"] = "report"
     scale_down: Annotated[bool, "the recipe's method set-ups on the built-in model and data, with ranks to match"] = False
-    # Model
     model: Annotated[str, "hub id or folder of the base model; builtin and builtin-gptneo are tiny models shipped with the kit"] = "builtin"
     revision: Annotated[str, "branch, tag or commit of the model on the hub"] = ""
     precision: Annotated[str, "auto, float32, float16 or bfloat16; auto decides from the device and says why"] = "auto"
-    # Data
     source: Annotated[tuple[str, ...], "NAME=ORIGIN, repeatable; ORIGIN is a file, a hub dataset or builtin; replaces the recipe's data"] = ()
     train_per_source: Annotated[int, "training rows drawn from each source"] = 5000
     test_per_source: Annotated[int, "test rows drawn from each source"] = 2000
@@ -62,7 +62,6 @@ class RunConfig:
     max_length: Annotated[int, "longest sequence in tokens; what is cut is counted in the manifest"] = 1024
     limit_train: Annotated[int | None, "use only the first N training rows (a trial)"] = None
     limit_test: Annotated[int | None, "use only the first N test rows (a trial)"] = None
-    # Adapter
     rank: Annotated[int, "rank of the adapter matrices"] = 16
     alpha: Annotated[int, "adapter scale numerator: the update is scaled by alpha / rank"] = 16
     dropout: Annotated[float, "dropout on the adapter's input"] = 0.0
@@ -73,7 +72,6 @@ class RunConfig:
     update_gap: Annotated[int, "galore, apollo: optimiser steps between new projections"] = 200
     projection_scale: Annotated[float, "galore, apollo: scale of the update that comes back from the projection"] = 0.25
     train_embeddings: Annotated[bool, "full, galore, apollo: train the embeddings too"] = False
-    # Training
     epochs: Annotated[float, "passes over the training rows"] = 1.0
     max_steps: Annotated[int | None, "stop after N optimiser steps"] = None
     micro_batch: Annotated[int, "rows a forward pass"] = 4
@@ -91,7 +89,6 @@ class RunConfig:
     preflight: Annotated[bool, "predict memory and disk before loading, and refuse what cannot fit"] = True
     report_to: Annotated[str, "also log to tensorboard, wandb or trackio"] = "none"
     price_per_kwh: Annotated[float | None, "price of a kilowatt-hour, for the cost of the energy a GPU reports"] = None
-    # Evaluation
     max_new_tokens: Annotated[int, "longest generated reply in tokens"] = 256
     eval_tokens: Annotated[int, "tokens of prompts and longest replies held at once while generating; the same batches for all compared runs"] = 65_536
     engine: Annotated[str, "what generates: kit, or vllm where it is installed (VLLM_PYTHON: its Python); adapters are merged for it"] = "kit"

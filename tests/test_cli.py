@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from conftest import ROOT, script
 
 from kit.cli import configure, trained_run
-from kit.config import resolve
+from kit.config import GROUPS, fields, resolve
 from kit.errors import UserError
 from kit.runs import open_run
 
@@ -19,10 +20,14 @@ HEAVY = ("torch", "transformers", "unsloth", "trl", "peft", "datasets", "matplot
 
 
 @pytest.mark.parametrize("name", ["data", "train", "eval", "report", "sweep", "rate", "bench", "chat", "export", "doctor"])
-def test_help_lists_the_flags(name: str) -> None:
+def test_help_lists_the_flags_by_groups(name: str) -> None:
     done = script(name, "--help")
     assert done.returncode == 0
-    assert "--learning-rate" in done.stdout
+    groups = dict(re.findall(r"^(\w+):\n(.*?)(?=^\S|\Z)", done.stdout, re.DOTALL | re.MULTILINE))
+    assert [g for g in groups if g in GROUPS.values()] == list(GROUPS.values())
+    listed = {f: {g for g, text in groups.items() if f"  --{f.replace('_', '-')} " in text or f"  --{f.replace('_', '-')}," in text} for f in fields()}
+    assert all(len(found) == 1 and found <= set(GROUPS.values()) for found in listed.values()), listed
+    assert (listed["learning_rate"], listed["rank"]) == ({"training"}, {"method"})
 
 
 @pytest.mark.parametrize(

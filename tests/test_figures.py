@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -62,7 +63,7 @@ def finished(tiny: Make, method: str, reply: str, **costs: float) -> Path:
     return folder
 
 
-def drawn(tiny: Make, folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
+def drawn(tiny: Make, folder: Path, families: Sequence[Sequence[str]] = ()) -> tuple[dict[str, str], dict[str, Any]]:
     """Captions and Matplotlib's figures, by name."""
     canvases: dict[str, Any] = {}
 
@@ -71,7 +72,7 @@ def drawn(tiny: Make, folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
         return path
 
     with mock.patch("kit.report.figures._save", keep):
-        captions = {f.name: f.caption for f in draw(gather(tiny().run_dir.parent), None, None, folder)}
+        captions = {f.name: f.caption for f in draw(gather(tiny().run_dir.parent), None, None, folder, families)}
     return captions, canvases
 
 
@@ -100,6 +101,22 @@ def test_a_front_reaches_the_edges_of_its_axes_also_with_a_single_point(tiny: Ma
     score = gather(tiny().run_dir.parent).rows[0]["rouge_l"]["value"]
     assert line.get_xydata().tolist() == [[30.0, axes.get_ylim()[0]], [30.0, score], [axes.get_xlim()[1], score]]
     assert captions["time_vs_performance"].endswith("of methods that no other equals or beats in both, by value, which is no verdict: LoRA.")
+
+
+def test_methods_that_cannot_fairly_be_ranked_together_share_no_front(tiny: Make, tmp_path: Path) -> None:
+    for method, seconds, reply in (
+        ("lora", 30.0, "a"),
+        ("dora", 60.0, "the lake is blue"),
+        ("galore", 10.0, "the lake"),
+        ("full", 20.0, "a"),
+        ("hybrid", 5.0, "b"),
+    ):
+        finished(tiny, method, reply, train_wall_s=seconds)
+    captions, canvases = drawn(tiny, tmp_path, [["lora", "dora"], ["galore", "full"], ["hybrid"]])
+    lines = [line.get_xydata()[1:-1, 0].tolist() for line in dashed(canvases["time_vs_performance"].axes[0])]
+    assert lines == [[30.0, 60.0], [10.0]]
+    assert captions["time_vs_performance"].endswith("the Pareto fronts of what can fairly be ranked together, of methods that no other equals or beats in "
+                                                    "both, by value, which is no verdict: LoRA and DoRA; GaLore.")  # fmt: skip
 
 
 def test_a_cost_that_does_not_differ_clearly_has_no_front_and_starts_at_0(tiny: Make, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kit.report.ranking import apart, contenders, families
+from kit.report.ranking import contenders, families
 from kit.report.recommendation import recommendation
 from kit.report.rows import COLUMNS, SCORES, Row, blank, title
 from kit.report.study import discussion, headline, pair, results
@@ -168,12 +168,6 @@ def test_what_the_base_model_is_ahead_of_is_not_recommended() -> None:
     assert "ahead of QLoRA" not in text
     behind = say(*(("base", m, "+??") for m in ("qlora", "lora", "dora")), ("qlora", "lora", "?+?"), ("qlora", "dora", "?+?"), ("lora", "dora", "???"))
     assert "ahead of QLoRA" not in headline([*rows, row("dora")], behind)
-
-
-def test_what_can_fairly_be_compared_with_no_other_stands_apart() -> None:
-    found = say(("qlora", "lora", "+??")) + say(("qlora", "dora", "+++"), ("lora", "dora", "+++"), confounded=("tokens",))
-    assert apart(both_ways(found), ["qlora", "lora", "dora"]) == ["dora"]
-    assert apart(both_ways(found), ["dora"]) == apart({}, ["qlora", "lora"]) == []
 
 
 def test_verdicts_that_go_round_in_a_circle_recommend_nothing() -> None:

@@ -30,9 +30,9 @@ NAMES = ("bleu_rouge_comparison", "memory_vs_performance", "time_vs_performance"
 ENDINGS = (".png", ".svg")
 
 
-def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, folder: Path, apart: Collection[str] = ()) -> list[Figure]:
+def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, folder: Path, families: Sequence[Collection[str]] = ()) -> list[Figure]:
     """Draws every figure that there is something for and removes those of an earlier report; returns them with captions that say in words what is to be
-    seen. Methods `apart`, which can fairly be compared with no other, are on no front."""
+    seen. Each of the `families` of methods, which can fairly be ranked among themselves alone, has a front of its own; none given: all are one."""
     rows = [r for r in results.shown if all(plain(r, m) is not None for m in ("bleu4", "rouge_l"))]
     # A method looks the same in every report.
     style = {m: i for i, m in enumerate(dict.fromkeys([BASE, *METHODS, *(r["method"] for r in results.rows)]))}
@@ -47,11 +47,11 @@ def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, f
             _comparison(rows, style, {"": rows}))  # fmt: skip
     for key, name, what, unit in (("peak_memory_gib", "memory", "peak memory while training", "GiB"), ("train_wall_s", "time", "training time", "s")):
         if costed := [r for r in rows if r[key] is not None]:
-            fair = [r for r in costed if r["method"] not in apart]
-            ahead = front(fair, key)
+            groups = [[r for r in costed if r["method"] in those] for those in families] or [costed]
+            fronts = [ahead for group in groups if (ahead := front(group, key))]
             caption = f"ROUGE-L with 95% intervals against {what}: upper left is best."
-            add(f"{name}_vs_performance", " ".join([caption, *_said_of_front(fair, ahead, name), *_dotted(rows)]),
-                _tradeoff(costed, ahead, rows, style, key, f"{what} ({unit})"))  # fmt: skip
+            add(f"{name}_vs_performance", " ".join([caption, *_said_of_fronts(groups, fronts, name), *_dotted(rows)]),
+                _tradeoff(costed, fronts, rows, style, key, f"{what} ({unit})"))  # fmt: skip
     if logs := curves(results.rows):
         caption = "Training loss by optimiser step, as a running mean over a twentieth of the steps."
         add("training_loss", " ".join([caption, *_without_curve(results.rows)]), _loss(results.rows, logs, style))
@@ -150,7 +150,7 @@ def _comparison(rows: Sequence[Row], style: Mapping[str, int], groups: Mapping[s
     return figure
 
 
-def _tradeoff(rows: Sequence[Row], ahead: Sequence[Row], every: Sequence[Row], style: Mapping[str, int], key: str, what: str) -> Any:
+def _tradeoff(rows: Sequence[Row], fronts: Sequence[Sequence[Row]], every: Sequence[Row], style: Mapping[str, int], key: str, what: str) -> Any:
     """A cost starts at 0, so that distances are proportions and a difference without meaning looks like none."""
     figure, (axes,) = _figure(1)
     for base in (r for r in every if r["method"] == BASE):
@@ -159,7 +159,7 @@ def _tradeoff(rows: Sequence[Row], ahead: Sequence[Row], every: Sequence[Row], s
         _point(axes, row[key], row["rouge_l"]["value"], style[row["method"]], yerr=errors(row["rouge_l"]), label=row["label"])
     axes.margins(y=0.1)
     axes.set_xlim(0, 1.1 * max(r[key] for r in rows) or 1)
-    if ahead:
+    for ahead in fronts:
         _front_line(axes, [(r[key], r["rouge_l"]["value"]) for r in ahead])
     axes.set_xlabel(what)
     axes.set_ylabel("ROUGE-L (0–100)")
@@ -189,12 +189,13 @@ def alike(costs: Sequence[float]) -> bool:
     return min(costs) >= CLEARLY * max(costs)
 
 
-def _said_of_front(rows: Sequence[Row], ahead: Sequence[Row], cost: str) -> list[str]:
-    if ahead:
-        who = names([r["label"] for r in ahead])
-        return [f"The dashed line is the Pareto front, of methods that no other equals or beats in both, by value, which is no verdict: {who}."]
+def _said_of_fronts(groups: Sequence[Sequence[Row]], fronts: Sequence[Sequence[Row]], cost: str) -> list[str]:
+    if fronts:
+        lines = "line is the Pareto front" if len(fronts) == 1 else "lines are the Pareto fronts of what can fairly be ranked together"
+        who = "; ".join(names([r["label"] for r in ahead]) for ahead in fronts)
+        return [f"The dashed {lines}, of methods that no other equals or beats in both, by value, which is no verdict: {who}."]
     few = f"The ranked methods differ in {cost} by less than {1 - CLEARLY:.0%}, which is no difference in what was measured once: there is no Pareto front."
-    return [few] if sum(r["ranked"] for r in rows) > 1 else []
+    return [few] if any(sum(r["ranked"] for r in group) > 1 for group in groups) else []
 
 
 def _dotted(rows: Sequence[Row]) -> list[str]:

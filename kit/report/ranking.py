@@ -43,11 +43,6 @@ def fairly_with(said: Said, method: str, tuned: Sequence[str]) -> list[str]:
     return [b for b in tuned if b != method and (v := said.get((method, b, SCORES[0]))) and not v["confounded"]]
 
 
-def apart(said: Said, methods: Sequence[str]) -> list[str]:
-    """The methods that can fairly be compared with no other one, where there are others."""
-    return [m for m in methods if len(methods) > 1 and said and not fairly_with(said, m, methods)]
-
-
 def front(said: Said, family: Sequence[str]) -> list[str]:
     """The methods that no other one is ahead of."""
     return [a for a in family if not any(ahead(said, b, a) for b in family if b != a)]

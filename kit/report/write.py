@@ -21,7 +21,7 @@ from kit.report.answers import Results, gather, human
 from kit.report.blocks import Block
 from kit.report.content import Inputs, document
 from kit.report.figures import draw
-from kit.report.ranking import apart, contenders
+from kit.report.ranking import contenders, families
 from kit.report.rates import sweeps
 from kit.report.rows import COSTS, SCORES, SECONDARY, Row
 from kit.report.shapes import MANIFEST, STATS
@@ -42,8 +42,8 @@ def build(config: RunConfig) -> tuple[Results, list[str], list[Verdict]]:
     out = Path(config.report_dir)
     own_folder(out, config.name)
     given = inputs(config)
-    tuned = [r["method"] for r in contenders(given.results.shown)]
-    given = replace(given, figures=draw(given.results, given.rated, given.stats, out / "figures", apart(both_ways(given.found), tuned)))
+    groups = families(both_ways(given.found), [r["method"] for r in contenders(given.results.shown)]) if given.found else ()
+    given = replace(given, figures=draw(given.results, given.rated, given.stats, out / "figures", groups))
     write_json(out / "summary.json", summary(given))
     write_text(out / "comparison_table.csv", table_csv(given.results.every))
     problems = render(f"Fine-tuning comparison: {config.name}", document(given), out)
