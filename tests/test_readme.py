@@ -288,6 +288,14 @@ def test_links_lead_somewhere(page: Path, target: str) -> None:
     assert (page.parent / target).exists()
 
 
+def test_the_map_of_the_code_names_every_module_of_the_kit() -> None:
+    named = re.findall(r"`(\w+)(?:\.py)?`", TEXT[PAGES[1]].partition("## Adding")[0])
+    known = {p.stem for p in (ROOT / "kit").glob("*.py")} - {"__init__"}
+    assert known <= {*named}
+    assert {*named} <= known | {p.stem for p in (ROOT / "kit" / "report").glob("*.py")}
+    assert len(named) == len({*named} | {"config", "methods"})
+
+
 def entry(kind: str) -> tuple[str, Any]:
     """The example entry of a registry on kit/README.md."""
     text = next(block for block in blocks(TEXT[PAGES[1]], "python") if f": {kind}(" in block)
