@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kit.config import BASE, GROUPS, Field, RunConfig, fields, recipes, resolve
+from kit.config import BASE, GROUPS, Field, RunConfig, fields, recipes
 from kit.errors import UserError, unknown
 from kit.methods import METHODS
+from kit.settings import resolve
 
 # Failures of the disk or its permissions: the user's to fix, so no traceback.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EFBIG)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kit import runs
-from kit.config import RunConfig, check, sibling
+from kit.config import RunConfig
 from kit.device import cuda_gpu
 from kit.errors import UserError
 from kit.hub import Unreachable, hub_errors, loadable
 from kit.methods import METHODS
 from kit.model import check_targets, import_unsloth, linear_layers, precision
+from kit.settings import check, sibling
 from kit.sources import Stream
 
 LOCK = Path(__file__).parent.parent / "requirements.lock"

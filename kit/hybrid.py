@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from kit import dataset, gates, runs
-from kit.config import RunConfig, sibling
+from kit.config import RunConfig
 from kit.console import say
 from kit.errors import UserError
 from kit.files import read_json, read_jsonl, replaced_folder, write_jsonl
 from kit.model import free_memory, import_unsloth, load_base
 from kit.prompts import Renderer
 from kit.resources import Phases, energy
+from kit.settings import sibling
 from kit.trainer import steps_per_epoch
 from kit.training import perplexity, run, train
 

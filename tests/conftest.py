@@ -14,7 +14,8 @@ from unittest import mock
 import pytest
 
 from kit.cli import parser
-from kit.config import DATA_FIELDS, RunConfig, resolve
+from kit.config import DATA_FIELDS, RunConfig
+from kit.settings import resolve
 
 ROOT = Path(__file__).parent.parent
 # The suite tests the CPU path on every machine; tests marked gpu turn this off again.

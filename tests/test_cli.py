@@ -12,9 +12,10 @@ import pytest
 from conftest import ROOT, script
 
 from kit.cli import configure, trained_run
-from kit.config import GROUPS, fields, resolve
+from kit.config import GROUPS, fields
 from kit.errors import UserError
 from kit.runs import open_run
+from kit.settings import resolve
 
 HEAVY = ("torch", "transformers", "unsloth", "trl", "peft", "datasets", "matplotlib", "numpy")
 

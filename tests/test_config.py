@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 from conftest import config
 
-from kit import config as kit_config
-from kit.config import DATA_FIELDS, TRAINING_FIELDS, RunConfig, fields, load_recipe, recipes, resolve, sibling
+from kit.config import DATA_FIELDS, PLACES, TRAINING_FIELDS, RunConfig, fields, load_recipe, recipes
 from kit.errors import UserError, unknown
 from kit.files import write_json
 from kit.methods import METHODS
+from kit.settings import INDIFFERENT, resolve, sibling
 
 
 def test_every_field_is_a_flag_with_help() -> None:
@@ -21,7 +21,7 @@ def test_every_field_is_a_flag_with_help() -> None:
 
 
 def test_field_lists_name_real_fields() -> None:
-    assert {*DATA_FIELDS, *TRAINING_FIELDS, *kit_config.PLACES, *kit_config.INDIFFERENT} <= fields().keys()
+    assert {*DATA_FIELDS, *TRAINING_FIELDS, *PLACES, *INDIFFERENT} <= fields().keys()
 
 
 def test_a_text_on_the_hub_needs_the_network_and_makes_no_other_run() -> None:
@@ -48,7 +48,7 @@ def test_recipe_overrides_default_and_flag_overrides_recipe() -> None:
 
 def test_method_block_stands_between_recipe_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe("tiny") | {"methods": {"dora": {"rank": 5}}}
-    monkeypatch.setattr(kit_config, "load_recipe", lambda _: recipe)
+    monkeypatch.setattr("kit.settings.load_recipe", lambda _: recipe)
     assert config("--method", "lora").rank == 16
     assert config("--method", "dora").rank == 5
     assert config("--method", "dora", "--rank", "7").rank == 7
@@ -124,7 +124,7 @@ def test_valid_is_short_for_valid_per_source() -> None:
 
 def test_recipe_keys_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     (tmp_path / "bad.yaml").write_text("model: builtin\nlerning_rate: 1\nmethods: {qlroa: {rank: 1}, lora: {ranc: 1}}\n")
-    monkeypatch.setattr(kit_config, "RECIPES", tmp_path)
+    monkeypatch.setattr("kit.config.RECIPES", tmp_path)
     with pytest.raises(UserError) as error:
         load_recipe("bad")
     assert error.value.problems == (

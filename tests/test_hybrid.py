@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from kit import hybrid
-from kit.config import RunConfig, sibling
+from kit.config import RunConfig
 from kit.errors import UserError
 from kit.evaluation import evaluate
 from kit.files import read_json, read_jsonl, write_json
 from kit.hybrid import KINDS, WEIGHTS, adapter, padded, widen
 from kit.model import attach, load_base
+from kit.settings import sibling
 from kit.training import train
 
 Make = Callable[..., RunConfig]

@@ -323,7 +323,7 @@ def test_the_example_of_a_recipe_is_one(tmp_path: Path, monkeypatch: pytest.Monk
     (text,) = blocks(TEXT[PAGES[1]], "yaml")
     (tmp_path / "mine.yaml").write_text(text)
     monkeypatch.setattr("kit.config.RECIPES", tmp_path)
-    from kit.config import resolve as resolved
+    from kit.settings import resolve as resolved
 
     made = resolved({"recipe": "mine", "method": "full"})
     assert (made.learning_rate, made.micro_batch, made.name) == (2e-5, 8, "mine")

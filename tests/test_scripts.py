@@ -20,7 +20,7 @@ from hub_server import TOKEN, Hub, Repo
 
 from kit import card, doctor, gates
 from kit.chat import chat
-from kit.config import RunConfig, resolve
+from kit.config import RunConfig
 from kit.conversations import conversation
 from kit.errors import UserError
 from kit.evaluation import evaluate
@@ -30,6 +30,7 @@ from kit.hub import BUILTIN
 from kit.methods import METHODS
 from kit.preflight import Need
 from kit.prompts import Renderer
+from kit.settings import resolve
 from kit.training import train
 
 SMALL = ("--limit-train", "160", "--limit-test", "9", "--max-new-tokens", "12")

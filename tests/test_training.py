@@ -16,7 +16,7 @@ import torch
 from conftest import places
 
 from kit.cli import parser
-from kit.config import RunConfig, load_recipe, recipes, resolve
+from kit.config import RunConfig, load_recipe, recipes
 from kit.errors import UserError
 from kit.evaluation import evaluate
 from kit.files import held, read_json, read_jsonl, write_json
@@ -24,6 +24,7 @@ from kit.methods import METHODS
 from kit.progress import AT_MOST, TrainingProgress
 from kit.report.rows import collect
 from kit.resources import Phases
+from kit.settings import resolve
 from kit.trainer import Kit, tracker
 from kit.training import last_checkpoint, train
 

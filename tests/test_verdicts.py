@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from test_report import PROVENANCE, made_run
 
-from kit.config import RunConfig, recipes, resolve
+from kit.config import RunConfig, recipes
 from kit.files import read_json, write_json
 from kit.methods import METHODS
 from kit.report import markdown, write
@@ -20,6 +20,7 @@ from kit.report.content import document
 from kit.report.rows import blank
 from kit.report.tables import verdict_table
 from kit.report.verdicts import best, both_ways, confounded, ledger, matrix, own_settings, verdicts
+from kit.settings import resolve
 
 Make = Callable[..., RunConfig]
 GOOD, BAD = "the lake is blue", "a hill was red"

@@ -12,8 +12,9 @@ from typing import Any
 from kit.bench.harness import Peaks, interleave, summary
 from kit.bench.metrics import composed
 from kit.bench.startup import ROOT, command
-from kit.config import BASE, RunConfig, sibling
+from kit.config import BASE, RunConfig
 from kit.files import sha256, write_json, write_jsonl
+from kit.settings import sibling
 
 Row = dict[str, Any]
 METHODS = ("qlora", "lora", "qdora", "dora", "highrank", "galore", "apollo", "full")

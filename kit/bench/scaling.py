@@ -12,9 +12,10 @@ from typing import Any
 from kit.bench.harness import summary
 from kit.bench.train import NEVER, kit_trainer
 from kit.bench.turns import Job, Step, alternate, sides
-from kit.config import BASE, RunConfig, sibling
+from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.prompts import IGNORE, Example
+from kit.settings import sibling
 
 COMPARED = ("lora", "qlora", "dora")
 # Length comes last: it takes the most memory, some of which the process keeps.

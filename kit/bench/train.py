@@ -16,9 +16,10 @@ from typing import Any
 
 from kit.bench.harness import summary
 from kit.bench.turns import Job, Step, alternate, sides
-from kit.config import BASE, RunConfig, sibling
+from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.prompts import Example
+from kit.settings import sibling
 from kit.trainer import steps_per_epoch
 
 ROWS = 192

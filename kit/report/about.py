@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kit.config import BASE, fields, load_recipe, recipes, resolve
+from kit.config import BASE, fields, load_recipe, recipes
 from kit.console import counts
 from kit.errors import UserError
 from kit.forgetting import asked
@@ -18,6 +18,7 @@ from kit.report.blocks import Block, Bullets, Cell, Code, Heading, Paragraph, Ta
 from kit.report.rows import COLUMNS, MISSING, SCORES, Row, duration, number, optional, title
 from kit.report.verdicts import uses
 from kit.report.words import BUILT_IN, built_in, names, sentence
+from kit.settings import resolve
 from kit.statistics import METHOD_NOTE
 
 LIMITS = (
