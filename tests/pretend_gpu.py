@@ -2,7 +2,7 @@
 
 Unsloth is imported as on such a GPU: its loader, its compiled modules, its patches of transformers, PEFT and TRL are the real ones, and the
 model's arithmetic then runs on the CPU. What this cannot show: Triton and CUDA kernels, bitsandbytes' 8-bit optimisers, speed and memory.
-The last line is a JSON list: class, attention and "is Gemma 3 kept in float32" of every model that was loaded.
+The last line is a JSON list: class, attention, "is Gemma 3 kept in float32" and "is each layer compiled as one" of every model that was loaded.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).parent.parent
 os.environ |= {"TORCHDYNAMO_DISABLE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}  # compiling takes minutes; no word to the hub
@@ -39,11 +40,19 @@ def pretend(capability: tuple[int, int]) -> list[Any]:
     from kit.model import import_unsloth
 
     import_unsloth()
+    import unsloth.models._block_compile as blocks
     import unsloth.models._utils
     import unsloth_zoo.device_type
 
     # From here on everybody else is to take the CPU, and Unsloth to go on as before.
     cuda.is_available = lambda: False
+    compile_blocks = blocks.patch_block_compile
+
+    def on_gpu(model: Any) -> Any:
+        with mock.patch.object(cuda, "is_available", return_value=True):
+            return compile_blocks(model)
+
+    blocks.patch_block_compile = on_gpu
     newer = capability >= (8, 0)
     unsloth_zoo.device_type.device_is_bf16_supported = lambda: newer
     unsloth.models._utils._flex_attention_gpu_is_supported = lambda: newer
@@ -73,6 +82,11 @@ def as_gpu(capability: tuple[int, int]) -> None:
     kit.trainer.arguments = lambda *given: arguments(*given) | {"use_cpu": True}
 
 
+def in_regions(model: Any) -> bool:
+    """Whether Unsloth compiles each decoder layer as one region for training."""
+    return hasattr(type(model.base_model.layers[0]).forward, "_unsloth_block_compiled")
+
+
 def main() -> None:
     major, minor = map(int, sys.argv[1].split("."))
     loaded = pretend((major, minor))
@@ -83,7 +97,7 @@ def main() -> None:
             sys.argv = [str(ROOT / "scripts" / f"{name}.py"), *flags]
             with suppress(SystemExit):
                 runpy.run_path(sys.argv[0], run_name="__main__")
-    print(json.dumps([(type(m).__module__, m.config._attn_implementation, bool(m._unsloth_forced_float32)) for m in loaded]))
+    print(json.dumps([(type(m).__module__, m.config._attn_implementation, bool(m._unsloth_forced_float32), in_regions(m)) for m in loaded]))
 
 
 if __name__ == "__main__":

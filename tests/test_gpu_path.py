@@ -20,7 +20,7 @@ SHORT = ("--recipe", "tiny", *DATA, "--gradient-checkpointing", "--max-new-token
 
 
 def pretended(capability: str, folder: Path, *stages: tuple[str, str]) -> list[Any]:
-    """Runs (script, method) one after the other; (class's module, attention, kept in float32) of each model that was loaded."""
+    """Runs (script, method) one after the other; (class's module, attention, kept in float32, layers as regions) of each model that was loaded."""
     words = [word for name, method in stages for word in ("--", name, "--method", method, *SHORT, *places(folder))]
     env = os.environ | {"UNSLOTH_COMPILE_LOCATION": str(folder / "compiled")}
     command = [sys.executable, str(ROOT / "tests" / "pretend_gpu.py"), capability, *words[1:]]
@@ -39,7 +39,7 @@ def test_adapters_and_whole_weights(capability: str, adapter: str, attention: li
     """Unsloth's compiled class, whose fused loss never holds all logits, is the one in use; losses are a CPU's, and every check of a run is passed."""
     loaded = pretended(capability, tmp_path, ("train", adapter), ("eval", adapter), ("train", "galore"))
     forced = capability == "7.5"
-    assert loaded == [["unsloth_compiled_module_gemma3", a, forced] for a in attention]
+    assert loaded == [["unsloth_compiled_module_gemma3", a, forced, not forced] for a in attention]
     assert set(gates(tmp_path, f"{adapter}-s0", "eval").values()) == {True}
     for run in (f"{adapter}-s0", "galore-s0"):
         found = gates(tmp_path, run, "train")
