@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,34 @@ def make_trainer(config: RunConfig, model: Any, tokenizer: Any, examples: list[E
 
     # TRL casts a 4-bit model's adapter to bfloat16; every method trains a float32 adapter here, from the same initial values.
     adapter = {} if config.technique.full else {n: p.detach().clone().float() for n, p in model.named_parameters() if p.requires_grad}
-    trainer = type("Trainer", (Kit, SFTTrainer), {})(
-        model=model, processing_class=tokenizer, args=SFTConfig(**arguments(config, folder, precision)),
-        train_dataset=Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples]),
-        data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
-    )  # fmt: skip
+    with autocast_as_recorded(precision):
+        trainer = type("Trainer", (Kit, SFTTrainer), {})(
+            model=model, processing_class=tokenizer, args=SFTConfig(**arguments(config, folder, precision)),
+            train_dataset=Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples]),
+            data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
+        )  # fmt: skip
     trainer.config = config
     trainer.order = Order([len(e.input_ids) for e in examples], config.micro_batch * config.accumulation, config.seed, skip)
     for name, parameter in model.named_parameters():
         if name in adapter:
             parameter.data = adapter[name]
     return trainer
+
+
+@contextmanager
+def autocast_as_recorded(precision: str) -> Iterator[None]:
+    """None for float32: on a GPU with bfloat16 Unsloth would turn it on for weights in float32, but not where this says that they are in 16 bits."""
+    name = "UNSLOTH_MIXED_PRECISION"
+    found = os.environ.get(name)
+    if precision == "float32":
+        os.environ[name] = "bfloat16"
+    try:
+        yield
+    finally:
+        if found is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = found
 
 
 def steps_per_epoch(rows: int, effective_batch: int) -> int:

@@ -19,9 +19,9 @@ DATA = ("--train-per-source", "4", "--valid-per-source", "1", "--test-per-source
 SHORT = ("--recipe", "tiny", *DATA, "--gradient-checkpointing", "--max-new-tokens", "4", "--forgetting-text", "none")
 
 
-def pretended(capability: str, folder: Path, *stages: tuple[str, str]) -> list[Any]:
-    """Runs (script, method) one after the other; (class's module, attention, kept in float32, layers as regions) of each model that was loaded."""
-    words = [word for name, method in stages for word in ("--", name, "--method", method, *SHORT, *places(folder))]
+def pretended(capability: str, folder: Path, *stages: tuple[str, ...]) -> list[Any]:
+    """Runs (script, method, flags) one after the other; (class's module, attention, kept in float32, layers as regions) of each model that was loaded."""
+    words = [word for name, method, *flags in stages for word in ("--", name, "--method", method, *SHORT, *places(folder), *flags)]
     env = os.environ | {"UNSLOTH_COMPILE_LOCATION": str(folder / "compiled")}
     command = [sys.executable, str(ROOT / "tests" / "pretend_gpu.py"), capability, *words[1:]]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
@@ -31,6 +31,13 @@ def pretended(capability: str, folder: Path, *stages: tuple[str, str]) -> list[A
 
 def gates(folder: Path, run: str, stage: str) -> dict[str, bool | None]:
     return {name: gate["passed"] for name, gate in read_json(folder / "runs" / "tiny" / run / f"{stage}.json")["gates"].items()}
+
+
+def losses(folder: Path, method: str) -> list[list[float]]:
+    """Of a method's run on the pretended GPU, and of the same on the CPU."""
+    on_cpu = config(*SHORT, "--method", method, *places(folder), "--runs-dir", str(folder / "cpu"))
+    train(on_cpu)
+    return [[r["loss"] for r in read_jsonl(f / "log.jsonl")] for f in (folder / "runs" / "tiny" / f"{method}-s0", on_cpu.run_dir)]
 
 
 @pytest.mark.slow
@@ -45,7 +52,14 @@ def test_adapters_and_whole_weights(capability: str, adapter: str, attention: li
         found = gates(tmp_path, run, "train")
         assert {name for name, passed in found.items() if passed} == found.keys() - {"learning_rate"}
     assert read_json(tmp_path / "runs" / "tiny" / f"{adapter}-s0" / "train.json")["precision"]["name"] == ("float16" if forced else "bfloat16")
-    on_cpu = config(*SHORT, "--method", adapter, *places(tmp_path), "--runs-dir", str(tmp_path / "cpu"))
-    train(on_cpu)
-    gpu, cpu = ([r["loss"] for r in read_jsonl(f / "log.jsonl")] for f in (tmp_path / "runs" / "tiny" / f"{adapter}-s0", on_cpu.run_dir))
+    gpu, cpu = losses(tmp_path, adapter)
     assert gpu == pytest.approx(cpu, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_float32_on_a_newer_card_is_float32(method: str, tmp_path: Path) -> None:
+    """Unsloth would turn bfloat16 autocast on, under which flex attention refuses what Gemma 3's norms give."""
+    pretended("9.0", tmp_path, ("train", method, "--precision", "float32"))
+    gpu, cpu = losses(tmp_path, method)
+    assert gpu == pytest.approx(cpu, rel=1e-4)
