@@ -25,8 +25,11 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def precision(config: RunConfig, *, training: bool) -> Choice:
-    """The computing precision and the reason for it."""
+    """The computing precision and the reason for it; one that the GPU does not have is a UserError."""
     if config.precision != "auto":
+        gpu, _ = cuda_gpu()
+        if config.precision == "bfloat16" and gpu is not None and gpu.capability < (8, 0):
+            raise UserError(f"--precision bfloat16: {gpu.name} has no bfloat16, and Unsloth would compute in float16; use --precision auto")
         return Choice(config.precision, "as asked for")
     return choose_precision(architecture(config).model_type, whole=training and config.technique.full)
 

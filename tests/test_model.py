@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 
 from kit import generation
 from kit.config import RunConfig
+from kit.device import Gpu
 from kit.errors import UserError
 from kit.generation import generate, likelihoods
 from kit.hub import loadable
-from kit.model import as_stored, attach, import_unsloth, load_base, restore
+from kit.model import as_stored, attach, import_unsloth, load_base, precision, restore
 from kit.prompts import Renderer
 
 Make = Callable[..., RunConfig]
@@ -105,6 +107,15 @@ def test_a_precision_that_unsloth_does_not_compute_in_is_not_recorded(method: st
     chosen = load_base(ready("--method", method, "--precision", "float32"), training=True)[2]
     assert chosen.name == computed
     assert ("float32 was asked for, but Unsloth computes this family in float16" in chosen.reason) == (method == "lora")
+
+
+def test_bfloat16_on_a_gpu_without_it_is_refused(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unsloth would compute in float16, and the record say bfloat16."""
+    asked = tiny("--method", "lora", "--precision", "bfloat16")
+    for capability in ((9, 0), (7, 5)):
+        monkeypatch.setattr("kit.model.cuda_gpu", lambda capability=capability: (Gpu("a GPU", capability), ""))
+        with pytest.raises(UserError, match="a GPU has no bfloat16") if capability < (8, 0) else nullcontext():
+            assert precision(asked, training=True).name == "bfloat16"
 
 
 def test_unknown_target_modules_are_listed_before_training(ready: Make) -> None:
