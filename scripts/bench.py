@@ -9,6 +9,7 @@ scaling   training cost as rows, length and rank grow; with --json also a figure
 startup   help, a wrong flag, and Make's list
 train     the training step beside a plain transformers + TRL + PEFT script; every method, or --method alone
 
+dora takes --only "NF4 autocast" (part of a setting's name): all 15 take half an hour on a CPU, and longer on a GPU, where each is compiled.
 train and scaling take --model-config gemma-3-1b, that shape with random weights; on a CPU with --layers 2.
 """
 
@@ -29,9 +30,10 @@ def main() -> None:
     options.add_argument("--rounds", type=int, metavar="N", help="timed rounds after a warm-up")
     options.add_argument("--json", metavar="FILE", help="write the figures to a file")
     options.add_argument("--model-config", metavar="NAME", help="train, scaling: a model of this shape with random weights: gemma-3-1b")
+    options.add_argument("--only", metavar="TEXT", help="dora: only settings with this in their name")
     options.add_argument("--layers", type=int, metavar="N", help="only the first N layers of --model-config")
     flags = options.parse()
-    what, rounds, path, shape, layers = (flags.pop(k, None) for k in ("what", "rounds", "json", "model_config", "layers"))
+    what, rounds, path, shape, layers, only = (flags.pop(k, None) for k in ("what", "rounds", "json", "model_config", "layers", "only"))
 
     from kit.bench import BENCHES, OF_METHODS, ROUNDS
 
@@ -43,13 +45,16 @@ def main() -> None:
         raise UserError(f"--model-config is for {' and '.join(OF_METHODS)}")
     if layers is not None and (layers < 1 or not shape):
         raise UserError("--layers must be at least 1 and goes with --model-config")
+    if only and what != "dora":
+        raise UserError("--only is for dora")
     config = announced({"method": BASE} | flags)
 
-    from kit.bench.harness import measure
+    from kit.bench.harness import ONLY, measure
     from kit.bench.shapes import shaped
     from kit.files import write_json
     from kit.report.tables import bench_table
 
+    ONLY[:] = [only] if only else []
     with shaped(config, shape, layers) if shape else nullcontext(config) as used:
         found = measure(what, used, rounds or ROUNDS[what], sys.argv[1:])
     bench_table(found)

@@ -98,6 +98,7 @@ def test_the_script_writes_what_it_measured(tmp_path: Path) -> None:
         (["dora", "--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["metrics", "--model-config", "gemma-3-1b"], "--model-config is for train and scaling"),
         (["train", "--model-config", "gemma-3-1"], "unknown model config 'gemma-3-1'; did you mean 'gemma-3-1b'?"),
+        (["train", "--only", "NF4"], "--only is for dora"),
         (["train", "--layers", "0"], "--layers must be at least 1 and goes with --model-config"),
         (
             ["data", "--source", "alpaca=tatsu-lab/alpaca"],

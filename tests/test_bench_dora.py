@@ -53,6 +53,13 @@ def test_sides_are_compared_within_a_setting(monkeypatch: pytest.MonkeyPatch) ->
     assert "saved_mib" not in found["variants"]["generate float32 lora"]
 
 
+def test_only_the_settings_that_are_asked_for_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "ONLY", ["NF4 autocast"])
+    assert set(bench.settings()) == {"train NF4 autocast x1", "train NF4 autocast checkpointed x1", "train NF4 autocast checkpointed x4"}
+    monkeypatch.setattr(bench, "ONLY", [])
+    assert bench.settings() == bench.SETTINGS
+
+
 def test_a_process_that_measures_memory_runs_one_variant() -> None:
     bench.ALONE[:] = ["train 16-bit x1 dora-kit"]
     try:

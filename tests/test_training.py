@@ -21,6 +21,7 @@ from kit.errors import UserError
 from kit.evaluation import evaluate
 from kit.files import held, read_json, read_jsonl, write_json
 from kit.methods import METHODS
+from kit.model import import_unsloth
 from kit.progress import AT_MOST, TrainingProgress
 from kit.report.rows import collect
 from kit.resources import Phases
@@ -120,6 +121,7 @@ def test_the_same_rows_in_the_same_order_for_every_method(ready: Make) -> None:
 
 def test_the_trainer_computes_in_the_recorded_precision(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL turns bfloat16 autocast on by itself where the processor has it, which would make the recorded float32 a lie."""
+    import_unsloth()
     found = []
     monkeypatch.setattr(Kit, "create_optimizer", lambda self: found.append((self.args.bf16, self.args.fp16, self.accelerator.mixed_precision)) or 1 / 0)
     monkeypatch.setattr("unsloth_zoo.cpu.trainer.cpu_bf16_supported", lambda: True)

@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kit.bench.harness import ALONE, Peaks, Times, interleave, summary
+from kit.bench.harness import ALONE, ONLY, Peaks, Times, interleave, summary
 from kit.bench.shapes import SHAPES, build
 from kit.config import RunConfig
 from kit.console import say
 from kit.device import cuda_gpu
+from kit.errors import UserError
 from kit.resources import clock
 
 SHAPE = SHAPES["gemma-3-1b"] | {"num_hidden_layers": 2, "vocab_size": 2048}
@@ -59,7 +60,7 @@ def dora(config: RunConfig, rounds: int) -> dict[str, Any]:
     saved: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         build(SHAPE, Path(folder))
-        for name, setting in SETTINGS.items():
+        for name, setting in settings().items():
             if not setting.sixteen_bit and _on_gpu() and _sixteen_bit() == "float16":
                 say(f"{name} is left out: on this GPU Unsloth computes Gemma 3 in float16, whatever is asked for")
                 continue
@@ -78,6 +79,14 @@ def dora(config: RunConfig, rounds: int) -> dict[str, Any]:
     for name, mib in saved.items():
         made["variants"][name]["saved_mib"] = mib
     return made | {"clock": "wall" if _on_gpu() else "process CPU time"}
+
+
+def settings() -> dict[str, Setting]:
+    """The settings that are asked for; UserError if there is no such."""
+    found = {name: setting for name, setting in SETTINGS.items() if not ONLY or any(text in name for text in ONLY)}
+    if not found:
+        raise UserError(f"no setting has {ONLY[0]!r} in its name; there are {', '.join(SETTINGS)}")
+    return found
 
 
 def _on_gpu() -> bool:

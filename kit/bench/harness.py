@@ -22,6 +22,8 @@ Times = dict[str, list[float]]
 Peaks = dict[str, float | None]
 # In a process that measures the memory of one variant: that variant's name.
 ALONE: list[str] = []
+# The only variants that are asked for: those with one of these in their names; all of them if there is none.
+ONLY: list[str] = []
 
 
 def interleave(variants: Variants, rounds: int, *, now: Callable[[], float] = clock, turning: bool = False) -> tuple[Times, Peaks]:
