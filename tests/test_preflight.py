@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
 
 from kit import preflight
 from kit.config import RunConfig
-from kit.device import Gpu
+from kit.device import Gpu, choose_precision
 from kit.errors import UserError
+from kit.methods import METHODS
 from kit.model import attach, load_base
 from kit.preflight import adapter_size, check, count, skeleton
+from kit.settings import resolve
 
 Make = Callable[..., RunConfig]
 
@@ -98,3 +102,20 @@ def test_gemma_3_1b_on_a_t4_by_count(ready: Make, monkeypatch: pytest.MonkeyPatc
     adam = 2 * (999_885_952 - 301_989_888)
     states = galore.trained - 4 * (999_885_952 - 301_989_888)
     assert (adam - states) / 1e9 > 0.5  # what GaLore saves over 8-bit Adam, embeddings frozen
+
+
+def test_the_memory_that_the_readme_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, Gemma3TextConfig
+
+    gpu = Gpu("Tesla T4", (7, 5), 15 * 2**30)
+    for module in ("kit.preflight", "kit.device"):
+        monkeypatch.setattr(f"{module}.cuda_gpu", lambda: (gpu, ""))
+    monkeypatch.setattr("kit.preflight.precision", lambda config, training: choose_precision("gemma3_text", whole=training and config.technique.full))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(Gemma3TextConfig(**GEMMA))
+    lines = (ROOT / "README.md").read_text().splitlines()
+    rows = [(line.split("|")[1], float(found[1])) for line in lines if (found := re.search(r"\| ([\d.]+) GiB \|$", line))]
+    said = {m: size for names, size in rows for m in re.findall(r"`(\w+)`", names)}
+    counted = {m: round(count(resolve({"recipe": "t4", "method": m}), model).peak / 2**30, 1) for m in METHODS if m != "combined"}
+    assert said == counted
