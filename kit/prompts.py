@@ -68,8 +68,11 @@ class Renderer:
         control = sum(map(len, self.scaffold(2, format == "alpaca")))
         if control > max_length // 2:
             raise UserError(f"--max-length {max_length} is too short: the {format} format alone takes {control} tokens of it")
-        if self.terminator not in tokenizer.all_special_ids:
-            raise UserError(f"the {format} format ends a reply with {tokenizer.decode([self.terminator])!r}, which is no control token of this model")
+        # `all_special_ids` are those alone that the tokenizer's settings name: Phi's <|end|> is not among them.
+        special = {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
+        if self.terminator not in special:
+            ends = f"the {format} format ends a reply with {tokenizer.decode([self.terminator])!r}, which is no control token of this model"
+            raise UserError(ends + ("; use --format alpaca" if format == "chat" else ""))
 
     @property
     def stop_ids(self) -> list[int]:

@@ -158,6 +158,18 @@ def test_a_template_that_ends_the_last_reply_alone_is_refused(tokenizer) -> None
         Renderer(templated(tokenizer, ENDED_ONCE), "chat", 256)
 
 
+def test_a_terminator_may_be_a_control_token_without_a_name(tokenizer) -> None:
+    """As Phi's <|end|>: marked special in tokenizer.json, and named nowhere in tokenizer_config.json."""
+    other = copy.deepcopy(tokenizer)
+    other.extra_special_tokens = []
+    assert Renderer(other, "chat", 256).examples([TWO]) == Renderer(tokenizer, "chat", 256).examples([TWO])
+
+
+def test_a_reply_that_ends_in_plain_text_is_refused_with_the_way_out(tokenizer) -> None:
+    with pytest.raises(UserError, match=r"which is no control token of this model; use --format alpaca$"):
+        Renderer(templated(tokenizer, "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"), "chat", 256)
+
+
 def test_a_template_is_needed_for_the_chat_format(gpt2_tokenizer) -> None:
     with pytest.raises(UserError, match="no chat template; use --format alpaca"):
         Renderer(gpt2_tokenizer, "chat", 256)
