@@ -62,6 +62,8 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], *, stop: Sequence[int
     """Greedy replies to one batch of prompts. Rows leave the batch when they have ended, so that long replies do not wait for short ones."""
     import torch
 
+    if keeps_states(model):
+        return _by_transformers(model, prompts, stop, pad, max_new_tokens)
     stops = torch.tensor(list(stop), device=model.device)
     replies: list[list[int]] = [[] for _ in prompts]
     rows, alive = list(range(len(prompts))), torch.ones(len(prompts), dtype=torch.bool, device=model.device)
@@ -85,6 +87,23 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], *, stop: Sequence[int
                          past_key_values=cache, use_cache=True, logits_to_keep=1)  # fmt: skip
             chosen, positions = made.logits[:, -1].argmax(-1), positions + 1
     return [until_stop(reply, stop) for reply in replies]
+
+
+def keeps_states(model: Any) -> bool:
+    """Whether what a layer keeps of a text is not keys and values alone, but a state: Mamba's and its hybrids', or LFM2's convolutions."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    return any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=model.config).layers)
+
+
+def _by_transformers(model: Any, prompts: Sequence[Sequence[int]], stop: Sequence[int], pad: int, max_new_tokens: int) -> list[Reply]:
+    """As `generate`, whose cache has no room for states."""
+    ids, mask = padded(prompts, pad, model.device)
+    settings = {"do_sample": False, "max_length": None, "max_new_tokens": max_new_tokens, "eos_token_id": list(stop), "pad_token_id": pad}
+    with measuring(model):
+        made = model.generate(input_ids=ids, attention_mask=mask, **settings)
+    return [until_stop(row, stop) for row in made[:, ids.shape[1] :].tolist()]
 
 
 def _read(model: Any, prompts: Sequence[Sequence[int]], pad: int, max_new_tokens: int) -> tuple[Any, Any, Any]:

@@ -99,6 +99,35 @@ def test_replies_are_those_of_transformers_one_by_one(name: str, form: str, wind
     assert [reply.ids for reply in made] == [plain(model, prompt, renderer.stop_ids, 20) for prompt in prompts]
 
 
+SMALL = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("lfm2", {**HEADS, "block_ff_dim": 64, "layer_types": ["conv", "full_attention"]}),
+        ("qwen3_5_text", {**HEADS, "head_dim": 16, "linear_num_value_heads": 16, "layer_types": ["linear_attention", "full_attention"]}),
+        ("mamba", {"state_size": 4}),
+    ],
+)
+def test_replies_of_models_that_keep_states_are_those_of_transformers(kind: str, settings: dict[str, Any]) -> None:
+    import torch
+    from transformers import AutoConfig
+
+    from kit.model import built, import_unsloth
+
+    import_unsloth()
+    torch.manual_seed(0)
+    model = built(AutoConfig.for_model(kind, **SMALL, **settings)).eval()
+    for weight in model.parameters():  # else every reply is one token again and again
+        weight.data *= 4 if weight.ndim == 2 else 1
+    prompts = [list(range(20, 20 + n)) for n in (30, 17, 3)]
+    made = [reply.ids for reply in generate(model, prompts, stop=[2], pad=0, max_new_tokens=8)]
+    assert made == [plain(model, prompt, [2], 8) for prompt in prompts]
+    assert len({token for reply in made for token in reply}) > 3
+
+
 def test_likelihoods_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer, _ = load_base(config("--method", "base"))
     exams = [Exam(list(range(10, 10 + n)), list(range(20, 20 + m)), "whole") for n, m in ((3, 9), (30, 1), (8, 8), (1, 30))]
