@@ -129,7 +129,15 @@ def linear_layers(model: Any) -> dict[str, tuple[int, int]]:
 
 def check_targets(config: RunConfig, layers: dict[str, tuple[int, int]]) -> list[str]:
     """What is wrong with the target modules and the rank, given the model's linear layers."""
-    problems = [unknown("target module", t, layers) for t in config.target_modules if t not in layers]
+    if "target_modules" in config.technique.unused:
+        return []
+    if not layers:
+        return [f"{config.model} has no linear layers that {config.method} could use (GPT-2's are of another kind); --method full trains it"]
+    missing = [t for t in config.target_modules if t not in layers]
+    problems = [unknown("target module", t, layers) for t in missing if t not in RunConfig.target_modules]
+    if usual := [t for t in missing if t in RunConfig.target_modules]:
+        flags = " ".join(f"--target-modules {t}" for t, shape in layers.items() if min(shape) >= config.rank)
+        problems.append(f"{config.model} has no layers {', '.join(usual)}; name those to adapt, such as {flags}")
     narrow = {t: min(layers[t]) for t in config.target_modules if t in layers and min(layers[t]) < config.rank}
     if narrow and not config.technique.projection:
         sides = ", ".join(f"{t} {side}" for t, side in sorted(narrow.items()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -68,6 +69,26 @@ def test_rank_and_targets_are_checked_together(ready: Make) -> None:
         check(ready("--method", "lora", "--rank", "64", "--target-modules", "k_proj", "--target-modules", "q_prj"))
     assert error.value.problems[0] == "unknown target module 'q_prj'; did you mean 'q_proj'?"
     assert error.value.problems[1].startswith("--rank 64 is larger than the layers it adapts (k_proj 48); use at most 48")
+
+
+def test_usual_layers_that_a_model_has_by_other_names_are_told_in_one_line(ready: Make) -> None:
+    with pytest.raises(UserError) as error:
+        check(ready("--method", "lora", "--model", "builtin-gptneo", "--format", "alpaca"))
+    assert error.value.problems == (
+        "builtin-gptneo has no layers o_proj, gate_proj, up_proj, down_proj; name those to adapt, such as --target-modules k_proj "
+        "--target-modules v_proj --target-modules q_proj --target-modules out_proj --target-modules c_fc --target-modules c_proj",
+    )
+
+
+def test_a_model_whose_layers_are_of_another_kind_is_told_in_one_line_and_trains_whole(ready: Make, tmp_path: Path) -> None:
+    from transformers import GPT2Config
+
+    GPT2Config(vocab_size=300, n_embd=64, n_layer=1, n_head=2).save_pretrained(tmp_path / "gpt2")
+    model = "--model", str(tmp_path / "gpt2"), "--format", "alpaca"
+    for method in ("lora", "galore"):
+        with pytest.raises(UserError, match=r"gpt2 has no linear layers .*; --method full trains it$"):
+            check(ready("--method", method, *model))
+    assert check(ready("--method", "full", *model)) > 0
 
 
 GEMMA = {"hidden_size": 1152, "num_hidden_layers": 26, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "intermediate_size": 6912,
