@@ -151,11 +151,14 @@ def attach(model: Any, config: RunConfig) -> Any:
         raise UserError(*problems)
     if config.technique.full:
         return unfreeze(model, config)
-    model = import_unsloth().FastModel.get_peft_model(
-        model, r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.target_modules),
-        bias="none", use_dora=config.technique.adapter == "dora", random_state=config.seed,
-        use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
-    )  # fmt: skip
+    try:
+        model = import_unsloth().FastModel.get_peft_model(
+            model, r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.target_modules),
+            bias="none", use_dora=config.technique.adapter == "dora", random_state=config.seed,
+            use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
+        )  # fmt: skip
+    except ValueError as error:  # such as Mamba's out_proj, whose weight is used without its layer
+        raise UserError(f"PEFT adapts other --target-modules of {config.model}: {str(error).splitlines()[0]}") from None
     return fast_dora(model, config)
 
 

@@ -127,6 +127,17 @@ def test_unknown_target_modules_are_listed_before_training(ready: Make) -> None:
     assert len(error.value.problems) == 2
 
 
+def test_layers_that_peft_refuses_are_named(ready: Make) -> None:
+    from transformers import MambaConfig
+
+    from kit.model import built
+
+    import_unsloth()
+    model = built(MambaConfig(vocab_size=64, hidden_size=32, state_size=4, num_hidden_layers=1))
+    with pytest.raises(UserError, match="PEFT adapts other --target-modules of builtin: .*'out_proj' is incompatible with Mamba"):
+        attach(model, ready("--method", "lora", "--target-modules", "in_proj", "--target-modules", "out_proj"))
+
+
 def test_qlora_is_really_in_four_bits(ready: Make) -> None:
     model, _, _ = load_base(ready("--method", "qlora"))
     kinds = [type(m).__name__ for m in model.modules()]
