@@ -17,6 +17,8 @@ from kit.resources import GIB, size
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # Unsloth's fused loss goes through a large vocabulary's logits in parts.
 LOGITS_AT_MOST = GIB
+# Adapters on a smaller share of the layers' weights are worth a line: in hybrids and mixtures the usual names are few of the layers.
+MOST = 0.9
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -59,6 +61,9 @@ def check(config: RunConfig) -> float | None:
     problems += [unknown("optimizer", config.optimizer, known)] if config.optimizer not in known else []
     if problems:
         raise UserError(*problems)
+    if not config.technique.full and (share := adapted_share(config, model)) < MOST:
+        left = [t for t in linear_layers(model) if t not in config.target_modules] or ["what is no linear layer, such as a mixture's experts"]
+        say(f"adapters on {share:.0%} of the layers' weights; none on {', '.join(left)}")
     if not config.preflight:
         return None
     need = count(config, model)
@@ -124,11 +129,25 @@ def _states(config: RunConfig, model: Any, trained: int, eight_bit: bool) -> flo
 
 def adapter_size(config: RunConfig, model: Any) -> int:
     """Parameters of the adapter: A and B of every target, and DoRA's magnitudes."""
-    import torch
-
-    modules = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.rpartition(".")[2] in config.target_modules]
+    modules = adapted(config, model)
     magnitudes = sum(m.out_features for m in modules) if config.technique.adapter == "dora" else 0
     return int(sum(config.rank * (m.in_features + m.out_features) for m in modules) + magnitudes)
+
+
+def adapted(config: RunConfig, model: Any) -> list[Any]:
+    """The linear layers that get an adapter."""
+    import torch
+
+    return [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.rpartition(".")[2] in config.target_modules]
+
+
+def adapted_share(config: RunConfig, model: Any) -> float:
+    """Weights of the layers that get an adapter, as a share of all but embeddings and head."""
+    import torch
+
+    embeddings = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)] + [model.get_output_embeddings()]
+    outside = {id(m.weight) for m in embeddings if m is not None}
+    return float(sum(m.weight.numel() for m in adapted(config, model)) / sum(p.numel() for p in model.parameters() if id(p) not in outside))
 
 
 def activations(config: RunConfig, model: Any, size: int) -> float:

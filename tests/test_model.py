@@ -134,7 +134,7 @@ def test_layers_that_peft_refuses_are_named(ready: Make) -> None:
 
     import_unsloth()
     model = built(MambaConfig(vocab_size=64, hidden_size=32, state_size=4, num_hidden_layers=1))
-    with pytest.raises(UserError, match="PEFT adapts other --target-modules of builtin: .*'out_proj' is incompatible with Mamba"):
+    with pytest.raises(UserError, match=r"PEFT adapts other --target-modules of builtin: .*'out_proj' is incompatible with Mamba"):
         attach(model, ready("--method", "lora", "--target-modules", "in_proj", "--target-modules", "out_proj"))
 
 

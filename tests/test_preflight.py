@@ -80,6 +80,22 @@ def test_usual_layers_that_a_model_has_by_other_names_are_told_in_one_line(ready
     )
 
 
+def test_adapters_on_few_of_a_models_weights_are_said(ready: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The usual names: in a hybrid every fourth layer's attention alone, in a mixture no expert."""
+    from transformers import Qwen3_5TextConfig, Qwen3MoeConfig
+
+    small = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16}
+    Qwen3_5TextConfig(**small, intermediate_size=64, linear_num_value_heads=16).save_pretrained(tmp_path / "hybrid")
+    Qwen3MoeConfig(**small, num_experts=4, moe_intermediate_size=64).save_pretrained(tmp_path / "mixture")
+    assert check(ready("--method", "lora", "--no-preflight")) is None
+    assert "adapters on" not in capsys.readouterr().out
+    check(ready("--method", "lora", "--no-preflight", "--model", str(tmp_path / "hybrid")))
+    assert "of the layers' weights; none on out_proj, in_proj_qkv, in_proj_z" in capsys.readouterr().out
+    attention = [word for name in ("q_proj", "k_proj", "v_proj", "o_proj") for word in ("--target-modules", name)]
+    check(ready("--method", "lora", "--no-preflight", "--model", str(tmp_path / "mixture"), *attention))
+    assert "none on what is no linear layer, such as a mixture's experts" in capsys.readouterr().out
+
+
 def test_a_model_whose_layers_are_of_another_kind_is_told_in_one_line_and_trains_whole(ready: Make, tmp_path: Path) -> None:
     from transformers import GPT2Config
 
