@@ -6,6 +6,7 @@ that `<end_of_turn>` typed by a user stays plain characters. Supervised are each
 
 from __future__ import annotations
 
+import datetime
 import functools
 import re
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from kit.errors import UserError
 
 IGNORE = -100
 SLOT = re.compile("\ue000(\\d+)\ue001")
+# Templates that tell the model the date (Llama 3.2's, SmolLM3's, Granite's) tell the same one in each run: Llama's own for want of a clock.
+TODAY = datetime.date(2024, 7, 26)
 Row = dict[str, Any]
 # Answered by every run, for a reader to compare: to explain, to program, to list.
 FIXED_PROMPTS = (
@@ -96,7 +99,7 @@ class Renderer:
 
     def _chat_text(self, turns: int) -> str:
         messages = [{"role": ("user", "assistant")[i % 2], "content": f"\ue000{i}\ue001"} for i in range(turns)]
-        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=TODAY.strftime)
         if SLOT.findall(text) != [str(i) for i in range(turns)]:
             raise UserError("the model's chat template does not keep every turn once and in order; use --format alpaca")
         return text

@@ -153,6 +153,12 @@ def test_the_prompt_is_the_trained_one_where_a_template_adds_text_before_the_las
         assert tokenizer.decode(exam.prompt_ids).endswith("</think>\n\n")
 
 
+def test_a_template_with_the_date_makes_the_same_tokens_each_day(tokenizer) -> None:
+    dated = "{{ bos_token + strftime_now('%d %b %Y') + '\n' }}" + tokenizer.chat_template
+    made = Renderer(templated(tokenizer, dated), "chat", 256).examples([TWO])[0]
+    assert tokenizer.decode(made.input_ids).startswith("<bos>26 Jul 2024\n")
+
+
 def test_a_template_that_ends_the_last_reply_alone_is_refused(tokenizer) -> None:
     with pytest.raises(UserError, match="does not end every reply with the same control token; use --format alpaca"):
         Renderer(templated(tokenizer, ENDED_ONCE), "chat", 256)
