@@ -18,6 +18,7 @@ from kit.errors import UserError
 
 IGNORE = -100
 SLOT = re.compile("\ue000(\\d+)\ue001")
+MARK = "\0"  # joins with no text that follows it
 # Templates that tell the model the date (Llama 3.2's, SmolLM3's, Granite's) tell the same one in each run: Llama's own for want of a clock.
 TODAY = datetime.date(2024, 7, 26)
 Row = dict[str, Any]
@@ -66,7 +67,11 @@ class Renderer:
         probe = tokenizer("x")["input_ids"]
         adds_bos = tokenizer.bos_token_id is not None and probe[:1] == [tokenizer.bos_token_id]
         self.bos = [tokenizer.bos_token_id] if adds_bos else []
-        self.scaffold = functools.cache(self._scaffold)
+        # Llama 2's tokenizer, and so TinyLlama's or Mistral's, puts a space before all that it is given: in the midst of a row one too many.
+        (self.mark, alone, marked) = self._tokens([MARK, "x", f"{MARK}x"], [False] * 3)
+        known = marked[: len(self.mark)] == self.mark and tokenizer.unk_token_id not in self.mark
+        self.spaced = known and marked[len(self.mark) :] not in ([], alone)
+        self.pieces, self.scaffold = functools.cache(self._pieces), functools.cache(self._scaffold)
         self.terminator = self._terminator()
         control = sum(map(len, self.scaffold(2, format == "alpaca")))
         if control > max_length // 2:
@@ -88,11 +93,27 @@ class Renderer:
             raise UserError(f"the {self.format} format does not end every reply with the same control token; use --format alpaca")
         return last[0]
 
+    def _tokens(self, texts: Sequence[str], joined: Sequence[bool], **settings: Any) -> list[list[int]]:
+        """The tokens of each text; a joined one gets no space before it."""
+        given = [f"{MARK}{t}" if j else t for t, j in zip(texts, joined, strict=True)]
+        made = self.tokenizer(given, add_special_tokens=False, verbose=False, **settings)["input_ids"]
+        return [ids[len(self.mark) :] if j else ids for ids, j in zip(made, joined, strict=True)]
+
+    def _pieces(self, turns: int, headed: bool) -> list[tuple[str, bool]]:
+        """The turns + 1 pieces of control text around the turns, and whether the text after each is joined to it.
+
+        `headed`: the first turn has a separate input. A space that ends a piece, as in Mistral's template, is the one that the tokenizer puts.
+        """
+        pieces = SLOT.split(self._chat_text(turns) if self.format == "chat" else self._alpaca_text(turns, headed))[::2]
+        if not self.spaced:
+            return [(p, False) for p in pieces]
+        before, whole, (x,) = (self._tokens(t, [False] * len(t)) for t in ([p.removesuffix(" ") for p in pieces], [f"{p}x" for p in pieces], ["x"]))
+        return [(p, True) if w != b + x else (p.removesuffix(" "), False) for p, b, w in zip(pieces, before, whole, strict=True)]
+
     def _scaffold(self, turns: int, headed: bool) -> list[list[int]]:
-        """The turns + 1 pieces of control tokens around the turns; `headed`: the first turn has a separate input."""
-        text = self._chat_text(turns) if self.format == "chat" else self._alpaca_text(turns, headed)
-        pieces = SLOT.split(text)[::2]
-        ids = [self.tokenizer(p, add_special_tokens=False)["input_ids"] if p else [] for p in pieces]
+        """The pieces' tokens."""
+        pieces = self.pieces(turns, headed)
+        ids = self._tokens([p for p, _ in pieces], [self.spaced and i > 0 for i in range(len(pieces))])
         if self.bos and ids[0][:1] != self.bos:
             ids[0] = self.bos + ids[0]
         return ids
@@ -116,7 +137,11 @@ class Renderer:
         """The plain tokens of every part of every row, tokenised in one batch: literal control tokens stay characters."""
         parts = [self._parts(row) for row in rows]
         flat = [text for row in parts for text in row]
-        ids = iter(self.tokenizer(flat, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"] if flat else [])
+        joined = [False] * len(flat)
+        if self.spaced:
+            shapes = [(len(texts) - self._headed(row), self._headed(row)) for row, texts in zip(rows, parts, strict=True)]
+            joined = [after for shape in shapes for _, after in self.pieces(*shape)[:-1]]
+        ids = iter(self._tokens(flat, joined, split_special_tokens=True) if flat else [])
         return [[next(ids) for _ in row] for row in parts]
 
     def _headed(self, row: Row) -> bool:

@@ -153,6 +153,34 @@ def test_the_prompt_is_the_trained_one_where_a_template_adds_text_before_the_las
         assert tokenizer.decode(exam.prompt_ids).endswith("</think>\n\n")
 
 
+def llama2_tokenizer(template: str):
+    """Puts a space before all that it is given, knows single characters and bytes."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), *"▁ABDHINSTabdehilnorstuy.?/<>[]", "▁H", "▁A", "▁B"]
+    made = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [("▁", "H"), ("▁", "A"), ("▁", "B")], unk_token="<unk>", byte_fallback=True))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    made.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<s>", "</s>", "[INST]", "[/INST]")])
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=template)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ '<' + m['role'] + '>\n' + m['content'] + eos_token + '\n' }}{% endfor %}",
+        "<s>{% for m in messages %}{{ '[INST] ' + m['content'] + '[/INST]' if m['role'] == 'user' else ' ' + m['content'] + eos_token }}{% endfor %}",
+    ],
+)
+def test_no_turn_gets_a_space_that_its_template_does_not_put_there(template: str) -> None:
+    tokenizer = llama2_tokenizer(template)
+    own = tokenizer(tokenizer.apply_chat_template(TWO["messages"], tokenize=False), add_special_tokens=False)["input_ids"]
+    example = Renderer(tokenizer, "chat", 256).examples([TWO])[0]
+    assert example.input_ids == own[: len(example.input_ids)]
+    assert supervised(tokenizer, example).replace(" ", "") == "Hello.</s>Bye.</s>"
+
+
 def test_a_template_with_the_date_makes_the_same_tokens_each_day(tokenizer) -> None:
     dated = "{{ bos_token + strftime_now('%d %b %Y') + '\n' }}" + tokenizer.chat_template
     made = Renderer(templated(tokenizer, dated), "chat", 256).examples([TWO])[0]
