@@ -186,6 +186,23 @@ def test_saved_weights_keep_their_digits_whatever_they_are_loaded_through(ready:
     assert torch.equal(weight, saved)
 
 
+def test_weights_that_are_saved_under_other_names_hinder_no_loading(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    from transformers import GPTNeoXConfig
+
+    from kit.model import built
+
+    import_unsloth()
+    model = built(GPTNeoXConfig(vocab_size=64, hidden_size=32, num_attention_heads=2, num_hidden_layers=1, intermediate_size=32))
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    assert load_file(file).keys() - model.state_dict().keys() == {"embed_out.weight"}
+    restore(model, tmp_path)
+    save_file({"another.weight": load_file(file)["embed_out.weight"]}, file)
+    with pytest.raises(UserError, match="holds no weights that the model has"):
+        restore(model, tmp_path)
+
+
 def test_every_method_starts_from_the_same_adapter(ready: Make) -> None:
     import torch
 
