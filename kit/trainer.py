@@ -160,6 +160,8 @@ def arguments(config: RunConfig, folder: Path, precision: str) -> dict[str, Any]
         "gradient_checkpointing": config.gradient_checkpointing, "save_strategy": "steps", "save_steps": config.save_steps,
         "save_total_limit": 2, "logging_steps": 1, "report_to": tracker(config, folder), "run_name": f"{config.name}/{config.run_name}",
         "disable_tqdm": True, "max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True},
+        # The loss of a mixture is that of its replies, as any model's: TRL would add one that balances the experts, and knows not every family's.
+        "router_aux_loss_coef": 0.0,
         # The trainer would hide a NaN loss behind the running mean.
         "logging_nan_inf_filter": False, **mixed,
     }  # fmt: skip
