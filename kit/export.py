@@ -84,7 +84,15 @@ def _fill(config: RunConfig, record: dict[str, Any], folder: Path) -> str:
     if wrong := [c.detail for c in checks if c.passed is False]:
         raise UserError(f"nothing is exported: {'; '.join(wrong)}")
     merged = "Whole model" if config.technique.full else "Adapter merged into the 16-bit base"
-    return f"{merged}, stored in {name}; {'; '.join(c.detail for c in checks)}."
+    return f"{merged}, stored in {name}; {'; '.join(c.detail for c in checks)}.{prompting(renderer)}"
+
+
+def prompting(renderer: Renderer) -> str:
+    """What to ask of engines where the template's own prompt is not the trained one: Qwen3's lets the model think first."""
+    if renderer.format != "chat" or renderer.is_own_prompt():
+        return ""
+    remedy = "; ask engines for enable_thinking=false" if renderer.is_own_prompt(enable_thinking=False) else ", so replies may differ from the run's"
+    return f" The chat template's own prompt is not the one that was trained{remedy}."
 
 
 def sentencepiece(config: RunConfig, folder: Path) -> None:

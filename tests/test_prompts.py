@@ -187,6 +187,16 @@ def test_a_template_with_the_date_makes_the_same_tokens_each_day(tokenizer) -> N
     assert tokenizer.decode(made.input_ids).startswith("<bos>26 Jul 2024\n")
 
 
+def test_an_export_says_how_engines_get_the_trained_prompt(tokenizer) -> None:
+    from kit.export import prompting
+
+    asked = "{% if enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    quick = THINKING.removesuffix("{% endif %}") + asked + "{% endif %}"
+    assert prompting(Renderer(tokenizer, "chat", 256)) == prompting(Renderer(templated(tokenizer, quick), "alpaca", 256)) == ""
+    assert prompting(Renderer(templated(tokenizer, quick), "chat", 256)).endswith("not the one that was trained; ask engines for enable_thinking=false.")
+    assert prompting(Renderer(templated(tokenizer, THINKING), "chat", 256)).endswith("so replies may differ from the run's.")
+
+
 def test_a_template_that_ends_the_last_reply_alone_is_refused(tokenizer) -> None:
     with pytest.raises(UserError, match="does not end every reply with the same control token; use --format alpaca"):
         Renderer(templated(tokenizer, ENDED_ONCE), "chat", 256)
