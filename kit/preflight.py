@@ -10,6 +10,7 @@ from kit.config import RunConfig
 from kit.console import say
 from kit.device import cuda_gpu, total_memory
 from kit.errors import UserError, unknown
+from kit.hub import hub_errors
 from kit.model import architecture, built, check_targets, linear_layers, precision
 from kit.resources import GIB, size
 
@@ -47,7 +48,7 @@ def skeleton(config: RunConfig) -> Any:
     # A checkpoint that is stored quantised has the shapes of the one that is not.
     if hasattr(stored, "quantization_config"):
         del stored.quantization_config
-    with torch.device("meta"):
+    with hub_errors(f"model {config.model}"), torch.device("meta"):
         return built(stored)
 
 

@@ -96,6 +96,14 @@ def test_adapters_on_few_of_a_models_weights_are_said(ready: Make, tmp_path: Pat
     assert "none on what is no linear layer, such as a mixture's experts" in capsys.readouterr().out
 
 
+def test_a_model_that_writes_no_text_of_its_own_is_told_in_one_line(ready: Make, tmp_path: Path) -> None:
+    from transformers import T5Config
+
+    T5Config().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"cannot be loaded: Unrecognized configuration class .*T5Config"):
+        check(ready("--method", "lora", "--model", str(tmp_path)))
+
+
 def test_a_model_whose_layers_are_of_another_kind_is_told_in_one_line_and_trains_whole(ready: Make, tmp_path: Path) -> None:
     from transformers import GPT2Config
 
