@@ -63,6 +63,8 @@ class Renderer:
     def __init__(self, tokenizer: Any, format: str, max_length: int) -> None:
         if format == "chat" and not tokenizer.chat_template:
             raise UserError("the model's tokenizer has no chat template; use --format alpaca")
+        if tokenizer.eos_token_id is None:
+            raise UserError("the model's tokenizer has no end-of-text token, at which replies could end")
         self.tokenizer, self.format, self.max_length = tokenizer, format, max_length
         probe = tokenizer("x")["input_ids"]
         adds_bos = tokenizer.bos_token_id is not None and probe[:1] == [tokenizer.bos_token_id]
@@ -119,8 +121,13 @@ class Renderer:
         return ids
 
     def _chat_text(self, turns: int) -> str:
+        from jinja2 import TemplateError
+
         messages = [{"role": ("user", "assistant")[i % 2], "content": f"\ue000{i}\ue001"} for i in range(turns)]
-        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=TODAY.strftime)
+        try:
+            text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=TODAY.strftime)
+        except TemplateError as error:
+            raise UserError(f"the model's chat template takes no turns of user and assistant alone ({error}); use --format alpaca") from None
         if SLOT.findall(text) != [str(i) for i in range(turns)]:
             raise UserError("the model's chat template does not keep every turn once and in order; use --format alpaca")
         return text

@@ -214,6 +214,18 @@ def test_a_reply_that_ends_in_plain_text_is_refused_with_the_way_out(tokenizer) 
         Renderer(templated(tokenizer, "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"), "chat", 256)
 
 
+def test_a_template_that_raises_is_refused_with_what_it_says(tokenizer) -> None:
+    with pytest.raises(UserError, match=r"takes no turns of user and assistant alone \(a system text is needed\); use --format alpaca$"):
+        Renderer(templated(tokenizer, "{{ raise_exception('a system text is needed') }}"), "chat", 256)
+
+
+def test_a_tokenizer_without_an_end_of_text_is_refused(tokenizer) -> None:
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = None
+    with pytest.raises(UserError, match="no end-of-text token"):
+        Renderer(other, "alpaca", 256)
+
+
 def test_a_template_is_needed_for_the_chat_format(gpt2_tokenizer) -> None:
     with pytest.raises(UserError, match="no chat template; use --format alpaca"):
         Renderer(gpt2_tokenizer, "chat", 256)
