@@ -94,7 +94,7 @@ def keeps_states(model: Any) -> bool:
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-    return any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=model.config).layers)
+    return model._is_stateful or any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=model.config).layers)
 
 
 def _by_transformers(model: Any, prompts: Sequence[Sequence[int]], stop: Sequence[int], pad: int, max_new_tokens: int) -> list[Reply]:

@@ -109,6 +109,7 @@ HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
         ("lfm2", {**HEADS, "block_ff_dim": 64, "layer_types": ["conv", "full_attention"]}),
         ("qwen3_5_text", {**HEADS, "head_dim": 16, "linear_num_value_heads": 16, "layer_types": ["linear_attention", "full_attention"]}),
         ("mamba", {"state_size": 4}),
+        ("recurrent_gemma", {**HEADS, "lru_width": 64, "intermediate_size": 96, "block_types": ["recurrent", "attention"]}),
     ],
 )
 def test_replies_of_models_that_keep_states_are_those_of_transformers(kind: str, settings: dict[str, Any]) -> None:
