@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,16 +118,34 @@ def built(architecture: Any, **settings: Any) -> Any:
 
 
 def linear_layers(model: Any) -> dict[str, tuple[int, int]]:
-    """(outputs, inputs) of every kind of linear layer inside the model by its name's last part; the smallest when they differ."""
+    """(outputs, inputs) of every kind of linear layer that text goes through, by its name's last part; the smallest when they differ."""
     import torch
 
     out: dict[str, tuple[int, int]] = {}
-    for name, module in model.named_modules():
-        last = name.rpartition(".")[2]
-        if isinstance(module, torch.nn.Linear) and last != "lm_head":
-            shape = (module.out_features, module.in_features)
+    for name, module in model.get_decoder().named_modules():
+        if isinstance(module, torch.nn.Linear):
+            last, shape = name.rpartition(".")[2], (module.out_features, module.in_features)
             out[last] = min(out.get(last, shape), shape, key=min)
     return out
+
+
+def text_weights(model: Any) -> list[Any]:
+    """The parameters that text goes through, tied ones once: all, but for those with which a model also sees or hears."""
+    parts = (model.get_decoder(), model.get_output_embeddings())
+    return list({id(p): p for part in parts if part is not None for p in part.parameters()}.values())
+
+
+def targets(model: Any, config: RunConfig) -> list[str] | str:
+    """The layers to adapt as PEFT is told: by their names' last parts or, where a vision tower has layers of these names too, by a pattern."""
+    import torch
+
+    text = model.get_decoder()
+    inside = {id(m) for m in text.modules()}
+    named = (m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.rpartition(".")[2] in config.target_modules)
+    if all(id(m) in inside for m in named):
+        return list(config.target_modules)
+    path = next(n for n, m in model.named_modules() if m is text)
+    return rf"{re.escape(path)}\..*\.({'|'.join(map(re.escape, config.target_modules))})"
 
 
 def check_targets(config: RunConfig, layers: dict[str, tuple[int, int]]) -> list[str]:
@@ -155,7 +174,7 @@ def attach(model: Any, config: RunConfig) -> Any:
         return unfreeze(model, config)
     try:
         model = import_unsloth().FastModel.get_peft_model(
-            model, r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.target_modules),
+            model, r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets(model, config),
             bias="none", use_dora=config.technique.adapter == "dora", random_state=config.seed,
             use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
         )  # fmt: skip
@@ -174,8 +193,9 @@ def fast_dora(model: Any, config: RunConfig) -> Any:
 
 
 def unfreeze(model: Any, config: RunConfig) -> Any:
-    """The model with its weights trainable, the embeddings only where asked for."""
-    model.requires_grad_(True)
+    """The model with the weights that text goes through trainable, the embeddings only where asked for."""
+    for weight in text_weights(model):
+        weight.requires_grad_(True)
     if not config.train_embeddings:
         for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
             embedding.requires_grad_(False)

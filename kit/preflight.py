@@ -11,7 +11,7 @@ from kit.console import say
 from kit.device import cuda_gpu, total_memory
 from kit.errors import UserError, unknown
 from kit.hub import hub_errors
-from kit.model import architecture, built, check_targets, linear_layers, precision
+from kit.model import architecture, built, check_targets, linear_layers, precision, text_weights
 from kit.resources import GIB, size
 
 # NF4 with double quantisation: 4 bits, an 8-bit scale for each 64 values and a float32 for each 256 scales (Dettmers et al. 2023, section 3).
@@ -101,7 +101,8 @@ def count(config: RunConfig, model: Any) -> Need:
     eight_bit = "8bit" in config.optimizer and cuda_gpu()[0] is not None
     if method.full:
         embeddings = 0 if config.train_embeddings else model.get_input_embeddings().weight.numel()
-        trained, states = total - embeddings, _states(config, model, total - embeddings, eight_bit)
+        trained = sum(p.numel() for p in text_weights(model)) - embeddings
+        states = _states(config, model, trained, eight_bit)
         need = trained * 4 + states
     else:
         trained = adapter_size(config, model)
@@ -120,7 +121,7 @@ def _states(config: RunConfig, model: Any, trained: int, eight_bit: bool) -> flo
         embedding = model.get_input_embeddings().weight.numel() if eight_bit and config.train_embeddings else 0
         return (trained - embedding) * moment + embedding * 8
     rest, projected = trained, 0.0
-    for name, p in model.named_parameters():
+    for name, p in model.get_decoder().named_parameters():
         if p.ndim == 2 and name.split(".")[-2] in config.target_modules and min(p.shape) > config.rank:
             rest -= p.numel()
             projected += config.rank * max(p.shape) * moment
@@ -139,16 +140,16 @@ def adapted(config: RunConfig, model: Any) -> list[Any]:
     """The linear layers that get an adapter."""
     import torch
 
-    return [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.rpartition(".")[2] in config.target_modules]
+    return [m for n, m in model.get_decoder().named_modules() if isinstance(m, torch.nn.Linear) and n.rpartition(".")[2] in config.target_modules]
 
 
 def adapted_share(config: RunConfig, model: Any) -> float:
-    """Weights of the layers that get an adapter, as a share of all but embeddings and head."""
+    """Weights of the layers that get an adapter, as a share of all that text goes through but embeddings and head."""
     import torch
 
     embeddings = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)] + [model.get_output_embeddings()]
     outside = {id(m.weight) for m in embeddings if m is not None}
-    return float(sum(m.weight.numel() for m in adapted(config, model)) / sum(p.numel() for p in model.parameters() if id(p) not in outside))
+    return float(sum(m.weight.numel() for m in adapted(config, model)) / sum(p.numel() for p in text_weights(model) if id(p) not in outside))
 
 
 def activations(config: RunConfig, model: Any, size: int) -> float:

@@ -15,7 +15,8 @@ from kit.device import Gpu
 from kit.errors import UserError
 from kit.generation import generate, likelihoods
 from kit.hub import loadable
-from kit.model import as_stored, attach, import_unsloth, load_base, precision, restore
+from kit.model import as_stored, attach, built, import_unsloth, load_base, precision, restore
+from kit.preflight import adapter_size, count
 from kit.prompts import Renderer
 
 Make = Callable[..., RunConfig]
@@ -223,6 +224,34 @@ def masks(rows: list[dict[str, Any]], renderer: Renderer) -> tuple[list[list[int
     newline = renderer.tokenizer.convert_tokens_to_ids("\n")
     made = renderer.examples(rows)
     return [[*e.input_ids, newline] for e in made], [[*e.labels, -100] for e in made]
+
+
+@pytest.mark.parametrize("method", ["dora", "full", "galore"])
+def test_of_a_model_that_also_sees_only_what_text_goes_through_is_trained(method: str) -> None:
+    import_unsloth()
+    import torch
+    from conftest import config
+    from transformers import Gemma3Config
+
+    text = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+            "vocab_size": 640, "pad_token_id": 0}  # fmt: skip
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    model = built(Gemma3Config(text_config=text, vision_config=vision)).requires_grad_(False)
+    assert any("vision_tower" in n and n.endswith("q_proj") for n, _ in model.named_modules())
+    wanted = config("--method", method, "--rank", "4")
+    adapted, counted = adapter_size(wanted, model), count(wanted, model)
+    made = attach(model, wanted)
+    trained = {n: p for n, p in made.named_parameters() if p.requires_grad}
+    assert trained
+    assert not [n for n in trained if "language_model" not in n and "lm_head" not in n]
+    if method == "dora":
+        assert sum(p.numel() for p in trained.values()) == adapted
+    else:
+        rest = {id(p) for n, p in made.named_parameters() if "language_model" in n}
+        embeddings = {id(made.get_input_embeddings().weight)} if method == "galore" else set()
+        assert {id(p) for p in trained.values()} == rest - embeddings
+        assert counted.trained > 4 * sum(p.numel() for p in trained.values())
+    assert torch.isfinite(made(input_ids=torch.ones(1, 4, dtype=torch.long)).logits).all()
 
 
 def test_the_mask_against_unsloths_train_on_responses_only(loaded: tuple[Any, Renderer, list[Any]]) -> None:
