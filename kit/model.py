@@ -23,6 +23,8 @@ from kit.resources import is_memory_error
 
 # On some processors bitsandbytes looks for a faster 4-bit kernel on the hub and warns that it has none.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# torchao warns of extensions for newer versions of torch, which nothing here uses.
+logging.getLogger("torchao").setLevel(logging.ERROR)
 
 
 def precision(config: RunConfig, *, training: bool) -> Choice:

@@ -52,8 +52,8 @@ def skeleton(config: RunConfig) -> Any:
         return built(stored)
 
 
-def check(config: RunConfig) -> float | None:
-    """Raises one UserError with everything that cannot work; returns the predicted peak in GiB (None when not asked to predict)."""
+def possible(config: RunConfig) -> Any:
+    """The skeleton of a model that the settings fit; what does not fit it is one UserError."""
     model = skeleton(config)
     from transformers.training_args import OptimizerNames
 
@@ -62,6 +62,12 @@ def check(config: RunConfig) -> float | None:
     problems += [unknown("optimizer", config.optimizer, known)] if config.optimizer not in known else []
     if problems:
         raise UserError(*problems)
+    return model
+
+
+def check(config: RunConfig) -> float | None:
+    """Raises one UserError with everything that cannot work; returns the predicted peak in GiB (None when not asked to predict)."""
+    model, problems = possible(config), list[str]()
     if not config.technique.full and (share := adapted_share(config, model)) < MOST:
         left = [t for t in linear_layers(model) if t not in config.target_modules] or ["what is no linear layer, such as a mixture's experts"]
         say(f"adapters on {share:.0%} of the layers' weights; none on {', '.join(left)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kit.cli import announced, parser, run
+from kit.config import BASE
 from kit.errors import UserError
 
 
@@ -17,9 +18,13 @@ def main() -> None:
         raise UserError(f"--show takes a number of rows, got {show}")
     config = announced(flags)
 
-    from kit.dataset import prepare
+    from kit.dataset import manifest_of, prepare
     from kit.report.tables import data_table, inspect_tables, show_rows
 
+    if "method" in flags and config.method != BASE and (overwrite or manifest_of(config) is None):
+        from kit.preflight import possible
+
+        possible(config)  # before data and base model take their time
     manifest = prepare(config, overwrite=overwrite)
     data_table(manifest, config.data_path)
     if inspect:

@@ -48,6 +48,7 @@ def test_help_lists_the_flags_by_groups(name: str) -> None:
         ),
         ("train", ["--method", "base"], "base is the untuned model: it is evaluated, not trained"),
         ("data", ["--show", "-1"], "--show takes a number of rows, got -1"),
+        ("data", ["--recipe", "tiny", "--method", "lora", "--target-modules", "q_prj"], "unknown target module 'q_prj'; did you mean 'q_proj'?"),
         ("data", ["--source", "alpca"], "unknown source 'alpca'; did you mean 'alpaca'?"),
         ("data", ["--source", "alpaca=missing.json"], "source alpaca: no such file: missing.json"),
         ("eval", ["runs/tiny/nothing-s0"], "runs/tiny/nothing-s0 is no trained run: it has no config.json; train one with scripts/train.py"),
