@@ -15,7 +15,7 @@ from kit.config import RunConfig
 from kit.console import say
 from kit.errors import UserError
 from kit.files import read_json, read_jsonl, replaced_folder, write_jsonl
-from kit.model import free_memory, import_unsloth, load_base
+from kit.model import free_memory, import_unsloth, load_base, ordered
 from kit.prompts import Renderer
 from kit.resources import Phases, energy
 from kit.settings import sibling
@@ -223,7 +223,7 @@ def _save(config: RunConfig, model: Any, tokenizer: Any, best: Record, folder: P
     """The combination as an ordinary adapter in folder/adapter."""
     _add(config, model, "best", best["kind"], best["weights"])
     with replaced_folder(folder / "adapter") as beside:
-        model.save_pretrained(str(beside), selected_adapters=["best"])
+        ordered(model).save_pretrained(str(beside), selected_adapters=["best"])
         for file in (beside / "best").iterdir():
             file.rename(beside / file.name)
         (beside / "best").rmdir()

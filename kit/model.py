@@ -185,6 +185,14 @@ def attach(model: Any, config: RunConfig) -> Any:
     return fast_dora(model, config)
 
 
+def ordered(model: Any) -> Any:
+    """The model, whose adapters' layers PEFT keeps in a set: saved in its order, no two trainings would leave the same bytes."""
+    for settings in getattr(model, "peft_config", {}).values():
+        if isinstance(settings.target_modules, set):
+            settings.target_modules = sorted(settings.target_modules)
+    return model
+
+
 def fast_dora(model: Any, config: RunConfig) -> Any:
     """The model with its DoRA layers, if any, on the kit's path; it stays an ordinary PEFT model."""
     if config.technique.adapter == "dora" and config.dora_kernel == "kit":

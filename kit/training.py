@@ -15,7 +15,7 @@ from kit.console import console, say
 from kit.errors import UserError
 from kit.files import held, read_json, replaced_folder, write_json
 from kit.generation import likelihoods
-from kit.model import attach, free_memory, import_unsloth, load_base, prepare_data, saved_folder
+from kit.model import attach, free_memory, import_unsloth, load_base, ordered, prepare_data, saved_folder
 from kit.preflight import check
 from kit.progress import Stopped, TrainingProgress
 from kit.prompts import Example, Renderer
@@ -282,7 +282,7 @@ def save(config: RunConfig, model: Any, tokenizer: Any, folder: Path, precision:
 
         model.to(getattr(torch, precision))
     with replaced_folder(folder / saved_folder(config).name) as beside:
-        model.save_pretrained(str(beside))
+        ordered(model).save_pretrained(str(beside))
         tokenizer.save_pretrained(str(beside))
 
 

@@ -59,6 +59,8 @@ def test_every_method_trains_saves_and_passes_its_gates(ready: Make, method: str
     assert record["precision"]["name"] == "float32"
     assert record["valid_perplexity"] < 130  # the untuned model's is above
     assert record["predicted_memory_gib"] > 0
+    if (saved := config.run_dir / "adapter" / "adapter_config.json").exists():
+        assert read_json(saved)["target_modules"] == sorted(config.target_modules)  # the same bytes from every process
     row = collect(config.run_dir.parent)[0]
     assert (row["status"], row["ranked"], row["reason"]) == ("done", True, None)
 
