@@ -89,6 +89,7 @@ class TrainingProgress:
         self.phase, self.opened = ExitStack(), ExitStack()
         self.stopped = False
         self.fed: dict[str, bool] = {}
+        self.starved = self.rows[-1].get("starved") if len(self.rows) > earlier_steps else None
         self.looked = 0
 
     @contextmanager
@@ -120,10 +121,12 @@ class TrainingProgress:
         self.phase.close()
         self.phase.enter_context(self.phases(name))
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.bar = self.opened.enter_context(Bar("training", state.max_steps))
         self.joules = joules()
         self.file = self.opened.enter_context(self.log.open("a", encoding="utf-8"))
+        if self.starved is not None and model is not None:  # by the steps before a kill
+            self.fed = {n: n not in self.starved for n, p in model.named_parameters() if p.requires_grad}
         self._enter("warmup")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -162,7 +165,8 @@ class TrainingProgress:
         norm = logs.get("grad_norm")
         row = {"step": self.earlier_steps + state.global_step, "loss": logs["loss"], "learning_rate": logs["learning_rate"],
                "grad_norm": norm if norm is not None and math.isfinite(norm) else None,
-               "tokens": tokens, "supervised": supervised, "wall_s": self.wall_s, "energy_j": self._energy_j(), "peak_gib": self.peak_gib}  # fmt: skip
+               "tokens": tokens, "supervised": supervised, "wall_s": self.wall_s, "energy_j": self._energy_j(), "peak_gib": self.peak_gib,
+               "starved": [n for n, got in self.fed.items() if not got] if self.fed else None}  # fmt: skip
         self._time(self.rows[-1] if self.rows else row, row)
         self.rows.append(row)
         self.file.write(json.dumps(row) + "\n")

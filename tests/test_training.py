@@ -310,6 +310,7 @@ def test_auto_batch_keeps_the_effective_batch(ready: Make, monkeypatch: pytest.M
     assert "out of memory: going on with micro-batch 2 and accumulation 4" in capsys.readouterr().out
     record = train(config)
     assert (record["micro_batch"], record["accumulation"], record["steps"]) == (2, 4, 4)
+    assert record["gates"]["gradients"]["passed"]  # of the steps before it was killed
     assert [r["loss"] for r in log(config)] == pytest.approx([r["loss"] for r in log(whole)], rel=1e-3)
     shown = capsys.readouterr().out
     assert "going on from checkpoint-4" in shown
