@@ -20,7 +20,8 @@ from kit.methods import METHODS
 from kit.settings import resolve
 
 # Failures of the disk or its permissions: the user's to fix, so no traceback.
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EFBIG)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EFBIG,
+              errno.EEXIST, errno.ELOOP)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):

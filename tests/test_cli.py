@@ -47,6 +47,7 @@ def test_help_lists_the_flags_by_groups(name: str) -> None:
             "a sweep is judged on validation rows: give --valid-per-source, with a new --name if there are data and runs of this one",
         ),
         ("train", ["--method", "base"], "base is the untuned model: it is evaluated, not trained"),
+        ("data", ["--recipe", "tiny", "--data-dir", "Makefile"], "Makefile: File exists; what was there before is unchanged"),
         ("data", ["--show", "-1"], "--show takes a number of rows, got -1"),
         ("data", ["--recipe", "tiny", "--method", "lora", "--target-modules", "q_prj"], "unknown target module 'q_prj'; did you mean 'q_proj'?"),
         ("data", ["--source", "alpca"], "unknown source 'alpca'; did you mean 'alpaca'?"),
