@@ -38,6 +38,8 @@ class Parser(argparse.ArgumentParser):
             mistyped = [unknown("flag", r.partition("=")[0], flags) for r in rest if r.startswith("-")]
             raise UserError(*(mistyped or [f"unexpected argument {rest[0]!r}"]))
         given = vars(known)
+        if empty := [k for k, v in given.items() if v == [] or (isinstance(v, list) and [] in v)]:  # what argparse makes of --flag=--
+            raise UserError(f"--{empty[0].replace('_', '-')}: expected one argument")
         limit = given.pop("limit", None)
         if limit is not None:
             given = {"limit_train": limit, "limit_test": limit} | given

@@ -131,6 +131,7 @@ def check(config: RunConfig) -> None:
     problems = [f"{flag[f]} must be greater than 0, got {v}" for f in positive if (v := getattr(config, f)) is not None and v <= 0]
     problems += [f"{flag[f]} must not be negative, got {v}" for f in ("valid_per_source", "weight_decay", "max_grad_norm") if (v := getattr(config, f)) < 0]
     problems += [f"{flag[f]} must be from 0 to {2**32 - 1}, got {v}" for f in ("seed", "data_seed") if not 0 <= (v := getattr(config, f)) < 2**32]
+    problems += [f"{flag[f]} must be below 2^63, got {v}" for f in fields() if isinstance(v := getattr(config, f), int) and v >= 2**63]
     shares = ("dropout", "warmup_ratio")
     problems += [f"{flag[f]} must be from 0 to below 1, got {v}" for f in shares if not 0 <= (v := getattr(config, f)) < 1]
     problems += [unknown(f, getattr(config, f), known) for f, known in CHOICES.items() if getattr(config, f) not in known]

@@ -143,9 +143,20 @@ def test_a_closed_pipe_ends_nothing() -> None:
     assert done.stderr.splitlines() == ["went on"]
 
 
-@pytest.mark.parametrize("flags", [["--learning-rate", "nan"], ["--epochs", "inf"], ["--seed", "-1"], ["--weight-decay", "-1"], ["--data-seed", str(2**32)]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--learning-rate", "nan"],
+        ["--epochs", "inf"],
+        ["--seed", "-1"],
+        ["--weight-decay", "-1"],
+        ["--data-seed", str(2**32)],
+        ["--limit-train", str(10**30)],
+        ["--rank=--"],
+    ],
+)
 def test_numbers_that_cannot_be_are_refused(flags: list[str]) -> None:
-    with pytest.raises(UserError, match=f"{flags[0]} must"):
+    with pytest.raises(UserError, match="--rank: expected one" if "=" in flags[0] else f"{flags[0]} must"):
         configure("", ["--recipe", "tiny", *flags])
 
 
