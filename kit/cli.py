@@ -189,6 +189,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         print(f"error: the disk is full, or writing failed: {str(error).splitlines()[0]}; the same command goes on when there is room", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once more would end in a traceback of the libraries' farewells
         print(str(stop) or "stopped; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)

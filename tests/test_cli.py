@@ -160,6 +160,13 @@ def test_numbers_that_cannot_be_are_refused(flags: list[str]) -> None:
         configure("", ["--recipe", "tiny", *flags])
 
 
+def test_a_second_ctrl_c_while_it_ends_is_quiet() -> None:
+    farewell = "import atexit, os, signal; from kit.cli import run\natexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    code = f"{farewell}\ndef main(): raise KeyboardInterrupt\nrun(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "stopped; the same command goes on where it stopped\n")
+
+
 def test_make_knows_every_method_and_passes_errors_on() -> None:
     from kit.methods import METHODS
 
