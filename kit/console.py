@@ -11,6 +11,10 @@ from rich.console import Console
 
 if sys.stdout is None:  # closed by whoever started this
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+if sys.stdin is None:
+    sys.stdin = open(os.devnull)  # noqa: SIM115
+if os.environ.get("COLUMNS") == "0":  # a width that nobody knows; rich would print nothing
+    del os.environ["COLUMNS"]
 
 # Off-terminal rich assumes 80 columns and wraps tables in logs; COLUMNS still wins.
 WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140

@@ -160,6 +160,12 @@ def test_numbers_that_cannot_be_are_refused(flags: list[str]) -> None:
         configure("", ["--recipe", "tiny", *flags])
 
 
+def test_a_terminal_without_a_width_and_a_closed_input() -> None:
+    code = "from kit.console import say; import sys; say(f'here {sys.stdin.isatty()}')"
+    done = subprocess.run(f'COLUMNS=0 {sys.executable} -c "{code}" <&-', shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("here False\n", "")
+
+
 def test_a_second_ctrl_c_while_it_ends_is_quiet() -> None:
     farewell = "import atexit, os, signal; from kit.cli import run\natexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))"
     code = f"{farewell}\ndef main(): raise KeyboardInterrupt\nrun(main)"
