@@ -163,6 +163,16 @@ def announced(flags: Mapping[str, Any]) -> RunConfig:
     return config
 
 
+def short_of_memory(error: Exception) -> None:
+    """Ends the script with one line where memory ran out."""
+    from kit.resources import is_memory_error
+
+    if is_memory_error(error):
+        said = str(error).splitlines() or [type(error).__name__]
+        print(f"error: out of memory ({said[0]}); the same command goes on when there is more", file=sys.stderr)
+        sys.exit(2)
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a script's main: a UserError becomes its lines on stderr and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
@@ -178,11 +188,13 @@ def run(main: Callable[[], None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
+        short_of_memory(error)
         if error.errno not in UNWRITABLE:
             raise
         print(f"error: {error.filename or 'writing'}: {error.strerror}; what was there before is unchanged", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
+        short_of_memory(error)
         # The libraries that write weights say so in errors of their own.
         if not any(said in str(error) for said in ("No space left on device", "PytorchStreamWriter failed writing")):
             raise

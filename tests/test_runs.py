@@ -67,6 +67,15 @@ def test_a_full_disk_is_one_line() -> None:
     assert done.stderr.startswith("error: the disk is full, or writing failed: SafetensorError: No space left on device (os error 28); the same command")
 
 
+@pytest.mark.parametrize("raised", ["MemoryError()", "ImportError('libtorch.so: failed to map segment from shared object')",
+                                    "OSError(errno.ENOMEM, 'Cannot allocate memory')"])  # fmt: skip
+def test_memory_that_runs_out_is_one_line(raised: str) -> None:
+    code = f"import errno; from kit.cli import run\ndef main(): raise {raised}\nrun(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith("error: out of memory (")
+
+
 def test_a_run_keeps_its_settings(tiny: Make) -> None:
     folder = runs.open_run(tiny("--rank", "4"))
     (folder / "adapter").mkdir()
