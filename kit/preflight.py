@@ -74,7 +74,9 @@ def check(config: RunConfig) -> float | None:
     if not config.preflight:
         return None
     need = count(config, model)
-    room, free = total_memory(), shutil.disk_usage(existing(config.run_dir)).free
+    # The checkpoints of a killed training have their room already.
+    kept = sum(f.stat().st_size for f in (config.run_dir / "checkpoints").rglob("*") if f.is_file())
+    room, free = total_memory(), shutil.disk_usage(existing(config.run_dir)).free + kept
     gpu, _ = cuda_gpu()
     where = gpu.name if gpu else "this machine"
     split = {"weights": need.weights, "trained state": need.trained, "activations about": need.activations}

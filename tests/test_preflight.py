@@ -58,6 +58,18 @@ def test_what_cannot_fit_is_refused_before_loading(ready: Make, monkeypatch: pyt
     assert check(ready("--method", "full", "--no-preflight")) is None
 
 
+def test_the_checkpoints_of_a_killed_training_need_no_room_once_more(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ready("--method", "lora")
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    with pytest.raises(UserError, match="of disk"):
+        check(config)
+    checkpoint = config.run_dir / "checkpoints" / "checkpoint-5"
+    checkpoint.mkdir(parents=True)
+    with (checkpoint / "optimizer.pt").open("wb") as file:
+        file.truncate(2**30)
+    check(config)
+
+
 def test_a_tight_fit_is_only_said(ready: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(preflight, "total_memory", lambda: 64 * 2**20)
     assert check(ready("--method", "lora")) > 0.06
