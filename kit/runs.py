@@ -29,6 +29,9 @@ def open_run(config: RunConfig) -> Path:
     path = folder / "config.json"
     if not processes.first():
         return folder
+    for left in folder.rglob(".*.[0-9]*"):  # half-written by a process that was killed: nobody else is at work here
+        if left.suffix[1:].isdigit():
+            left.unlink(missing_ok=True)
     if not path.exists() or not any((folder / kept).exists() for kept in RESULTS):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, {"schema": SCHEMA, **config.identity()})

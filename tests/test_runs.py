@@ -90,6 +90,16 @@ def test_a_run_that_failed_before_its_first_result_takes_new_settings(tiny: Make
     assert runs.load_config(runs.open_run(tiny("--rank", "8")), {}).rank == 8
 
 
+def test_what_a_kill_left_half_written_goes(tiny: Make) -> None:
+    folder = open_run(tiny("--method", "lora"))
+    kept, left = folder / ".v1.5rc", (folder / ".eval.json.4711", folder / "adapter" / ".README.md.4711")
+    for path in (kept, *left):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    open_run(tiny("--method", "lora"))
+    assert (kept.exists(), *(path.exists() for path in left)) == (True, False, False)
+
+
 def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
     for step, complete in ((5, True), (20, True), (100, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
