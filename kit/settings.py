@@ -135,6 +135,8 @@ def check(config: RunConfig) -> None:
     shares = ("dropout", "warmup_ratio")
     problems += [f"{flag[f]} must be from 0 to below 1, got {v}" for f in shares if not 0 <= (v := getattr(config, f)) < 1]
     problems += [unknown(f, getattr(config, f), known) for f, known in CHOICES.items() if getattr(config, f) not in known]
+    texts = {f: "".join(v) for f in fields() if isinstance(v := getattr(config, f), str | tuple)}
+    problems += [f"{flag[f]} must be UTF-8, got {v!r}" for f, v in texts.items() if v.encode(errors="ignore").decode() != v]
     if config.max_length < 32:
         problems.append(f"--max-length must be at least 32 to hold a prompt and a reply, got {config.max_length}")
     if config.method == "combined" and not config.valid_per_source:

@@ -153,6 +153,7 @@ def test_a_closed_pipe_ends_nothing() -> None:
         ["--data-seed", str(2**32)],
         ["--limit-train", str(10**30)],
         ["--rank=--"],
+        ["--runs-dir", os.fsdecode(b"\xff")],
     ],
 )
 def test_numbers_that_cannot_be_are_refused(flags: list[str]) -> None:
