@@ -64,7 +64,7 @@ def _evaluate(config: RunConfig) -> Row:
             "forgetting": None, "forgetting_reason": reason, "precision": chosen._asdict(), "provenance": runs.provenance(config, data),
         }  # fmt: skip
         write_json(result, record)
-        (folder / COSTS).unlink(missing_ok=True)
+    (folder / COSTS).unlink(missing_ok=True)
     if text is not None:
         if earlier := record.get("forgetting"):
             say(f"forgetting was measured on {earlier['text']}; measuring it on {text.name} instead")

@@ -346,10 +346,12 @@ def test_killed_at_any_time_an_evaluation_ends_where_an_undisturbed_one_does(mak
         assert 1000 < read_json(result)["generation"]["wall_s"] < 1000 + whole["generation"]["wall_s"]
         assert read_json(result)["generation"]["peak_memory_gib"] == 77
         assert not (run.run_dir / "generation.jsonl").exists()
+        (run.run_dir / "generation.jsonl").touch()  # as a kill would leave it right after the scores
         monkeypatch.setattr(forgetting, "divergences", measure)
         again = evaluate(run)
         assert {r["id"]: r for r in read_jsonl(path)} == rows
         assert lasting(again) == lasting(whole) == lasting(read_json(result))
+        assert not (run.run_dir / "generation.jsonl").exists()
         assert refreshed[-2:] == [run, run]
         assert set(again["phases"]) == {"load", "gates", "generation", "samples", "forgetting"}
         assert (run.run_dir / "samples.json").read_bytes() == samples
