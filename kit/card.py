@@ -71,6 +71,12 @@ def refresh(config: RunConfig) -> None:
         write(config, read_json(config.run_dir / "train.json", *NEEDED), read_json(config.run_dir / "eval.json", "all", "provenance"))
 
 
+def behind(config: RunConfig) -> bool:
+    """Whether the card is older than the scores: a kill came between the two."""
+    made, scored = saved_folder(config) / "README.md", config.run_dir / "eval.json"
+    return config.method != BASE and made.exists() and made.stat().st_mtime_ns < scored.stat().st_mtime_ns
+
+
 def text(config: RunConfig, trained: Record, scored: Record | None = None, *, merged: str = "") -> str:
     """The card. `merged`: what an export found when it held the merged model against the run (then the card is that model's)."""
     manifest = dataset.manifest_of(config) or {"sources": {}}

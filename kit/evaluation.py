@@ -46,6 +46,8 @@ def _evaluate(config: RunConfig) -> Row:
         record = scoring.rescored(config, dataset.prepare(config))
     if record is not None and forgetting.measured(record, config):
         say(f"{folder} is evaluated already")
+        if card.behind(config):
+            card.refresh(config)
         return record
     text, reason = forgetting.load(config)
     if record is not None and text is None:
