@@ -163,14 +163,21 @@ def announced(flags: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def short_of_memory(error: Exception) -> None:
-    """Ends the script with one line where memory ran out."""
+def explained(error: Exception) -> str | None:
+    """What is the user's to mend, in a line; None for what is not."""
     from kit.resources import is_memory_error
 
+    said = (str(error).splitlines() or [type(error).__name__])[0]
     if is_memory_error(error):
-        said = str(error).splitlines() or [type(error).__name__]
-        print(f"error: out of memory ({said[0]}); the same command goes on when there is more", file=sys.stderr)
-        sys.exit(2)
+        return f"out of memory ({said}); the same command goes on when there is more"
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return f"{error.filename or 'writing'}: {error.strerror}; what was there before is unchanged"
+    # The libraries that write weights say so in errors of their own.
+    if any(text in str(error) for text in ("No space left on device", "PytorchStreamWriter failed writing")):
+        return f"the disk is full, or writing failed: {said}; the same command goes on when there is room"
+    if isinstance(error, ImportError) and "install" in said:  # the package of an optimiser, say
+        return said
+    return None
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -187,18 +194,10 @@ def run(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # Whoever read the output has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except OSError as error:
-        short_of_memory(error)
-        if error.errno not in UNWRITABLE:
-            raise
-        print(f"error: {error.filename or 'writing'}: {error.strerror}; what was there before is unchanged", file=sys.stderr)
-        sys.exit(2)
     except Exception as error:
-        short_of_memory(error)
-        # The libraries that write weights say so in errors of their own.
-        if not any(said in str(error) for said in ("No space left on device", "PytorchStreamWriter failed writing")):
+        if (line := explained(error)) is None:
             raise
-        print(f"error: the disk is full, or writing failed: {str(error).splitlines()[0]}; the same command goes on when there is room", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # once more would end in a traceback of the libraries' farewells

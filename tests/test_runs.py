@@ -76,6 +76,12 @@ def test_memory_that_runs_out_is_one_line(raised: str) -> None:
     assert done.stderr.startswith("error: out of memory (")
 
 
+def test_a_package_that_is_missing_is_one_line() -> None:
+    code = "from kit.cli import run\ndef main(): raise ImportError('You need to install `lomo_optim`')\nrun(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: You need to install `lomo_optim`\n")
+
+
 def test_a_run_keeps_its_settings(tiny: Make) -> None:
     folder = runs.open_run(tiny("--rank", "4"))
     (folder / "adapter").mkdir()
