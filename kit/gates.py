@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kit.errors import UserError
 from kit.files import read_json, write_json
 from kit.generation import token_log_probs
 from kit.prompts import IGNORE, Exam, Example, Renderer
@@ -132,7 +133,10 @@ def write_probe(model: Any, examples: Sequence[Example], pad: int, folder: Path)
 
     import_unsloth().FastModel.for_inference(model)
     rows = _rows(examples[:PROBED])
-    write_json(folder / "probe.json", {"rows": rows, "log_probs": probe(model, rows, pad)})
+    found = probe(model, rows, pad)
+    if not all(math.isfinite(x) for row in found for x in row):
+        raise UserError("training diverged: the trained model's probabilities are no numbers; lower --learning-rate or raise --warmup-ratio")
+    write_json(folder / "probe.json", {"rows": rows, "log_probs": found})
 
 
 def _rows(examples: Sequence[Example]) -> list[tuple[list[int], list[int]]]:

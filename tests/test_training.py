@@ -345,6 +345,14 @@ def test_a_rate_that_diverges_fails_with_its_reason(ready: Make) -> None:
     assert read_json(config.run_dir / "train.json")["status"] == "failed"
 
 
+def test_a_last_step_that_diverges_fails_with_its_reason(ready: Make) -> None:
+    """After it no loss is logged."""
+    config = ready("--method", "lora", *SHORT, "--max-steps", "2", "--weight-decay", "1e18")
+    with pytest.raises(UserError, match=r"training diverged: .*; lower --learning-rate"):
+        train(config)
+    assert read_json(config.run_dir / "train.json")["status"] == "failed"
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
