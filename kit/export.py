@@ -35,9 +35,11 @@ def export(config: RunConfig, target: Path) -> str:
     An adapter goes into the 16-bit base: merged into the weights that a 4-bit method quantised it would be another model. Merging is done in
     float32 on the CPU, 4 bytes a parameter, and rounded once.
     """
+    if config.method == BASE:
+        raise UserError(f"base is the untuned model, {config.model}: it has nothing to export")
     trained = config.run_dir / "train.json"
     record = read_json(trained) if trained.exists() else {}
-    if config.method == BASE or record.get("status") != "done":
+    if record.get("status") != "done":
         raise UserError(f"{config.run_dir} is no trained run; run: python scripts/train.py {config.again}")
     if not any(saved_folder(config).glob("*.safetensors")):
         raise UserError(f"{saved_folder(config)} is gone; train again: python scripts/train.py {config.again}")

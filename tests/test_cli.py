@@ -46,6 +46,7 @@ def test_help_lists_the_flags_by_groups(name: str) -> None:
             ["--recipe", "tiny", "--valid", "0"],
             "a sweep is judged on validation rows: give --valid-per-source, with a new --name if there are data and runs of this one",
         ),
+        ("export", ["--recipe", "tiny", "--method", "base", "--out", "x"], "base is the untuned model, builtin: it has nothing to export"),
         ("train", ["--method", "base"], "base is the untuned model: it is evaluated, not trained"),
         ("data", ["--recipe", "tiny", "--data-dir", "Makefile"], "Makefile: File exists; what was there before is unchanged"),
         ("data", ["--show", "-1"], "--show takes a number of rows, got -1"),
