@@ -115,7 +115,7 @@ def each_seed(flags: dict[str, Any], argv: list[str]) -> None:
                 with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the process itself, which saves before it ends
                     process.wait()
             if process.returncode:
-                sys.exit(process.returncode)
+                sys.exit(process.returncode if process.returncode > 0 else 128 - process.returncode)  # a signal's, as a shell has it
     finally:
         signal.signal(signal.SIGTERM, earlier)
     sys.exit(0)

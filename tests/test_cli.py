@@ -76,7 +76,8 @@ print([m for m in {HEAVY} if m in sys.modules])
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_seeds_run_one_process_each_and_stop_at_the_first_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("ended", "code"), [(7, 7), (-15, 143)])
+def test_seeds_run_one_process_each_and_stop_at_the_first_failure(monkeypatch: pytest.MonkeyPatch, ended: int, code: int) -> None:
     calls: list[list[str]] = []
 
     class Process:
@@ -85,13 +86,13 @@ def test_seeds_run_one_process_each_and_stop_at_the_first_failure(monkeypatch: p
             self.returncode = None
 
         def wait(self) -> None:
-            self.returncode = 0 if len(calls) < 2 else 7
+            self.returncode = 0 if len(calls) < 2 else ended
 
     monkeypatch.setattr(subprocess, "Popen", Process)
     monkeypatch.setattr(sys, "argv", ["train.py", "--method", "lora", "--seeds", "0,1,2", "--rank", "4"])
     with pytest.raises(SystemExit) as stop:
         configure("")
-    assert stop.value.code == 7
+    assert stop.value.code == code
     assert calls == [["train.py", "--method", "lora", "--rank", "4", "--seed", seed] for seed in "01"]
 
 
