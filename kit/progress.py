@@ -124,7 +124,6 @@ class TrainingProgress:
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.bar = self.opened.enter_context(Bar("training", state.max_steps))
         self.joules = joules()
-        self.file = self.opened.enter_context(self.log.open("a", encoding="utf-8"))
         if self.starved is not None and model is not None:  # by the steps before a kill
             self.fed = {n: n not in self.starved for n, p in model.named_parameters() if p.requires_grad}
         self._enter("warmup")
@@ -169,8 +168,8 @@ class TrainingProgress:
                "starved": [n for n, got in self.fed.items() if not got] if self.fed else None}  # fmt: skip
         self._time(self.rows[-1] if self.rows else row, row)
         self.rows.append(row)
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        with self.log.open("a", encoding="utf-8") as file:  # closed each time: network drives keep what is open to themselves, and checkpoints need it
+            file.write(json.dumps(row) + "\n")
         speed = self.tokens_per_s() or 0
         self.bar.update(state.global_step, f"loss {row['loss']:.3f} lr {row['learning_rate']:.1e} {speed:.0f} tokens/s {self.memory_gib() or 0:.2f} GiB")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -168,6 +169,7 @@ def steps(progress: TrainingProgress, numbers: range) -> None:
         state.global_step, state.seen = number, (10 * done, 4 * done)
         progress.on_step_end(args, state, control)
         progress.on_log(args, state, control, {"loss": 2.0, "learning_rate": 1e-3, "grad_norm": 1.0})
+        assert not any(Path(f"/proc/self/fd/{fd}").resolve().name == "log.jsonl" for fd in os.listdir("/proc/self/fd"))  # for a kill of the whole machine
     progress.on_train_end(args, state, control)
 
 
