@@ -9,10 +9,9 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-if sys.stdout is None:  # closed by whoever started this
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-if sys.stdin is None:
-    sys.stdin = open(os.devnull)  # noqa: SIM115
+for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # closed by whoever started this
+    if getattr(sys, name) is None:
+        setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 if os.environ.get("COLUMNS") == "0":  # a width that nobody knows; rich would print nothing
     del os.environ["COLUMNS"]
 

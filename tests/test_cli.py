@@ -167,6 +167,9 @@ def test_a_terminal_without_a_width_and_a_closed_input() -> None:
     code = "from kit.console import say; import sys; say(f'here {sys.stdin.isatty()}')"
     done = subprocess.run(f'COLUMNS=0 {sys.executable} -c "{code}" <&-', shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("here False\n", "")
+    code = "import kit.console; import os, sys; os.write(3, str(sys.stderr.name).encode())"
+    done = subprocess.run(f'{sys.executable} -c "{code}" 3>&1 >&- 2>&-', shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == os.devnull
 
 
 def test_a_second_ctrl_c_while_it_ends_is_quiet() -> None:
