@@ -163,6 +163,13 @@ def test_numbers_that_cannot_be_are_refused(flags: list[str]) -> None:
         configure("", ["--recipe", "tiny", *flags])
 
 
+def test_another_locale_changes_no_file() -> None:
+    code = "from kit.cli import run; from pathlib import Path\nrun(lambda: print(Path('README.md').open().encoding))"
+    other = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=other, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("utf-8\n", "")
+
+
 def test_a_terminal_without_a_width_and_a_closed_input() -> None:
     code = "from kit.console import say; import sys; say(f'here {sys.stdin.isatty()}')"
     done = subprocess.run(f'COLUMNS=0 {sys.executable} -c "{code}" <&-', shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
