@@ -183,7 +183,8 @@ def explained(error: Exception) -> str | None:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a script's main: a UserError becomes its lines on stderr and exit code 2."""
-    if not sys.flags.utf8_mode and locale.getencoding().lower() != "utf-8":  # in which libraries would read and write what is not in that locale
+    # Else libraries would read and write files in that locale. Told to ignore its environment, Python would start anew for ever.
+    if not sys.flags.utf8_mode and not sys.flags.ignore_environment and locale.getencoding().lower() != "utf-8":
         os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONUTF8": "1"})
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # A terminal without a tick, or with none of these letters, costs no result.
