@@ -1,4 +1,4 @@
-"""What only a GPU shows. Run on a machine that has one: make test ARGS="-m gpu"."""
+"""What only a GPU shows: make test ARGS="-m gpu". They compile for minutes each; with room for several at once: ARGS="-m gpu -n 8 --dist load"."""
 
 from __future__ import annotations
 
