@@ -50,7 +50,6 @@ def test_help_lists_the_flags_by_groups(name: str) -> None:
         ("train", ["--method", "base"], "base is the untuned model: it is evaluated, not trained"),
         ("data", ["--recipe", "tiny", "--data-dir", "Makefile"], "Makefile: File exists; what was there before is unchanged"),
         ("data", ["--show", "-1"], "--show takes a number of rows, got -1"),
-        ("data", ["--recipe", "tiny", "--method", "lora", "--target-modules", "q_prj"], "unknown target module 'q_prj'; did you mean 'q_proj'?"),
         ("data", ["--source", "alpca"], "unknown source 'alpca'; did you mean 'alpaca'?"),
         ("data", ["--source", "alpaca=missing.json"], "source alpaca: no such file: missing.json"),
         ("eval", ["runs/tiny/nothing-s0"], "runs/tiny/nothing-s0 is no trained run: it has no config.json; train one with scripts/train.py"),
@@ -60,6 +59,12 @@ def test_help_lists_the_flags_by_groups(name: str) -> None:
 def test_user_errors_are_one_line(name: str, flags: list[str], message: str) -> None:
     done = script(name, *flags)
     assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
+
+
+def test_what_the_model_cannot_take_is_refused_before_its_data_are_built(tmp_path: Path) -> None:
+    done = script("data", "--recipe", "tiny", "--method", "lora", "--target-modules", "q_prj", "--data-dir", str(tmp_path / "data"))
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "error: unknown target module 'q_prj'; did you mean 'q_proj'?")
+    assert not (tmp_path / "data").exists()
 
 
 def test_parsing_and_its_errors_import_nothing_heavy() -> None:
