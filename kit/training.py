@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kit import card, dataset, gates, processes, runs
+from kit.checkpoints import last_checkpoint, step_of
 from kit.config import BASE, RunConfig
 from kit.console import console, say
 from kit.errors import UserError
 from kit.files import held, read_json, replaced_folder, write_json
 from kit.generation import likelihoods
+from kit.memory import OutOfMemory, enough_memory, fitting, largest_that_fits
 from kit.model import attach, free_memory, import_unsloth, load_base, ordered, prepare_data, saved_folder
 from kit.preflight import check
 from kit.progress import Stopped, TrainingProgress
@@ -23,25 +24,6 @@ from kit.resources import Phases, energy, is_memory_error
 from kit.trainer import make_trainer
 
 Record = dict[str, Any]
-
-
-class OutOfMemory(Exception):
-    """Training ran out of memory in `phase`; `fits` is the largest micro-batch that went through, or None."""
-
-    def __init__(self, phase: str, peak_gib: float | None, fits: int | None) -> None:
-        super().__init__(f"out of memory in phase {phase}")
-        self.phase, self.peak_gib, self.fits = phase, peak_gib, fits
-
-
-@contextmanager
-def enough_memory(phase: str) -> Iterator[None]:
-    """Memory that runs out inside is OutOfMemory in that phase, which no smaller micro-batch would have helped."""
-    try:
-        yield
-    except Exception as error:
-        if is_memory_error(error):
-            raise OutOfMemory(phase, None, None) from None
-        raise
 
 
 # What an evaluation leaves: of another model than the one that is to be trained.
@@ -112,11 +94,6 @@ def run(config: RunConfig, folder: Path, *, skip: int = 0, start: Path | None = 
             say(f"out of memory: going on with micro-batch {config.micro_batch} and accumulation {config.accumulation}, the same effective batch")
         # Outside the handler: the exception's frames hold the model.
         free_memory()
-
-
-def fitting(config: RunConfig, micro_batch: int) -> RunConfig:
-    """The same effective batch in micro-batches that fit."""
-    return replace(config, micro_batch=micro_batch, accumulation=config.micro_batch * config.accumulation // micro_batch)
 
 
 def _record_failure(config: RunConfig, folder: Path, error: BaseException) -> None:
@@ -221,31 +198,6 @@ def _steps(config: RunConfig, trainer: Any, folder: Path, phases: Phases, skip: 
     return progress
 
 
-def largest_that_fits(trainer: Any, config: RunConfig) -> int | None:
-    """The largest smaller micro-batch, of those that divide the effective batch, with which an optimiser step on the longest rows goes through.
-
-    Of two micro-batches, since the second finds gradients; the model, whose training has failed, is left changed.
-    """
-    longest = sorted(range(len(trainer.train_dataset)), key=trainer.order.lengths.__getitem__, reverse=True)
-    effective = config.micro_batch * config.accumulation
-    for size in (n for n in range(config.micro_batch - 1, 0, -1) if effective % n == 0):
-        batch = trainer.data_collator([trainer.train_dataset[i] for i in longest[:size]])
-        try:
-            for _ in range(min(effective // size, 2)):
-                trainer.training_step(trainer.model, trainer._prepare_inputs(dict(batch)))
-            trainer.accelerator.gradient_state._set_sync_gradients(True)  # else a step in the middle of an accumulation makes none
-            trainer.optimizer.step()
-        except Exception as error:
-            if not is_memory_error(error):
-                raise
-        else:
-            return size
-        finally:
-            trainer.model.zero_grad(set_to_none=True)
-            free_memory()
-    return None
-
-
 def _validate(config: RunConfig, loaded: Loaded, phases: Phases) -> float | None:
     """Perplexity of the validation rows' replies, or None without such rows: what choices are made on, so that test is opened once."""
     if not config.valid_per_source:
@@ -295,41 +247,3 @@ def add_progress(trainer: Any, log: Path, phases: Phases, step: int, earlier_ste
     made: TrainingProgress = type("Progress", (TrainingProgress, TrainerCallback), {})(log, phases, step, earlier_steps)
     trainer.add_callback(made)
     return made
-
-
-def step_of(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end (the trainer writes trainer_state.json last) and can be read; damaged ones are named."""
-    complete = sorted((p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").exists()), key=step_of, reverse=True)
-    for checkpoint in complete:
-        if (damage := damaged(checkpoint)) is None:
-            return checkpoint
-        say(f"{checkpoint} is damaged ({damage}); trying the one before it")
-        shutil.rmtree(checkpoint)
-    return None
-
-
-def damaged(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
-    import json
-    import zipfile
-
-    import torch
-    from safetensors import safe_open
-
-    for path in sorted(checkpoint.iterdir()):
-        try:
-            if path.suffix == ".safetensors":
-                safe_open(path, "pt")
-            elif path.name.startswith("rng_state"):  # with numpy's state, which weights_only refuses: whole or not is all that is asked
-                zipfile.ZipFile(path).close()
-            elif path.suffix in (".pt", ".pth"):
-                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            elif path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
-        except Exception as error:
-            return f"{path.name}: {type(error).__name__}"
-    return None

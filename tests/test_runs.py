@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT
 
 from kit import files, runs
+from kit.checkpoints import last_checkpoint
 from kit.config import RunConfig
 from kit.device import Gpu, choose_precision, choose_recipe
 from kit.errors import UserError
@@ -23,7 +24,6 @@ from kit.progress import TrainingProgress
 from kit.resources import Phases, energy
 from kit.runs import open_run
 from kit.trainer import Order
-from kit.training import last_checkpoint
 
 Make = Callable[..., RunConfig]
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import places
 
+from kit.checkpoints import last_checkpoint
 from kit.cli import parser
 from kit.config import RunConfig, load_recipe, recipes
 from kit.errors import UserError
@@ -27,7 +28,7 @@ from kit.report.rows import collect
 from kit.resources import Phases
 from kit.settings import resolve
 from kit.trainer import Kit, tracker
-from kit.training import last_checkpoint, train
+from kit.training import train
 
 Make = Callable[..., RunConfig]
 SHORT = ("--limit-train", "128", "--limit-test", "6", "--valid-per-source", "4", "--max-new-tokens", "8", "--forgetting-text", "none")
