@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -33,3 +34,11 @@ def together(numbers: Sequence[int], device: Any) -> tuple[int, ...]:
     sums = torch.tensor(numbers, device=device)
     dist.all_reduce(sums)
     return tuple(sums.tolist())
+
+
+@functools.cache
+def restore_numbered_cpus() -> None:
+    """Lets torch restore what was saved to "cpu:0" too, where accelerate has each of several processes; by itself it knows "cpu" alone."""
+    import torch
+
+    torch.serialization.register_package(30, lambda _: None, lambda storage, location: storage if location.startswith("cpu:") else None)

@@ -116,6 +116,10 @@ class Kit:
         self.state.seen = self.seen  # type: ignore[attr-defined]
         return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
+    def _load_optimizer_and_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        processes.restore_numbered_cpus()
+        return super()._load_optimizer_and_scheduler(*args, **kwargs)  # type: ignore[misc]
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         """Nothing where the checkpoint has all steps behind it: transformers asks whether training is over after a step, and would make one more."""
         if self.state.global_step < self.state.max_steps:  # type: ignore[attr-defined]

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import ROOT, config, places
 
 from kit.errors import UserError
 from kit.files import read_json, read_jsonl
+from kit.processes import restore_numbered_cpus
 from kit.progress import TrainingProgress
 from kit.resources import Phases, joules
 from kit.training import train
@@ -21,13 +23,18 @@ SHORT = ("--recipe", "tiny", "--method", "lora", "--train-per-source", "14", "--
          "--max-length", "96", "--micro-batch", "2", "--accumulation", "4")  # fmt: skip
 
 
+def together(*flags: str) -> subprocess.CompletedProcess[str]:
+    """train.py in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "scripts" / "train.py")]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *flags], env=env, capture_output=True, text=True, timeout=200, check=False)
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     alone = config(*SHORT, *places(tmp_path), "--runs-dir", str(tmp_path / "alone"))
     train(alone)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "scripts" / "train.py")]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *SHORT, *places(tmp_path)], env=env, capture_output=True, text=True, timeout=200, check=False)
+    done = together(*SHORT, *places(tmp_path))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     both = tmp_path / "runs" / "tiny" / "lora-s0"
     logs = [list(read_jsonl(folder / "log.jsonl")) for folder in (alone.run_dir, both)]
@@ -38,6 +45,36 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     assert [r["steps"] for r in records] == [5, 5]
     assert {g["passed"] for g in records[1]["gates"].values()} <= {True, None}
     assert done.stdout.count("supervised text: ") == 1  # one process speaks
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_one_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    flags = (*SHORT, *places(tmp_path), "--save-steps", "2")
+    alone, stopped = config(*flags, "--runs-dir", str(tmp_path / "alone")), config(*flags)
+    train(alone)
+    on_log = TrainingProgress.on_log
+
+    def until_3(self: TrainingProgress, args: Any, state: Any, *others: Any, **logs: Any) -> None:
+        on_log(self, args, state, *others, **logs)
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingProgress, "on_log", until_3)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped)
+    done = together(*flags)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert "going on from checkpoint-2" in done.stdout
+    losses = [[r["loss"] for r in read_jsonl(run.run_dir / "log.jsonl")] for run in (alone, stopped)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_a_checkpoint_is_restored_to_a_cpu_with_a_number(tmp_path: Path) -> None:
+    import torch
+
+    torch.save({"moment": torch.ones(2)}, tmp_path / "optimizer.pt")
+    restore_numbered_cpus()
+    assert torch.load(tmp_path / "optimizer.pt", map_location=torch.device("cpu", 1), weights_only=True)["moment"].tolist() == [1, 1]
 
 
 def test_when_one_process_is_told_to_stop_all_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
