@@ -20,6 +20,11 @@ def make_trainer(config: RunConfig, model: Any, tokenizer: Any, examples: list[E
 
     `skip`: optimiser steps of the order that an earlier part of the same training has made.
     """
+    order = Order([len(e.input_ids) for e in examples], config.micro_batch * config.accumulation, config.seed, skip)
+    # accelerate would show some rows twice, so that each process has as many.
+    if processes.count() > 1 and len(order) % (config.micro_batch * processes.count()):
+        raise UserError(f"{len(examples)} training rows, which fill no batch, cannot be shared by {processes.count()} processes; start one")
+
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -32,8 +37,7 @@ def make_trainer(config: RunConfig, model: Any, tokenizer: Any, examples: list[E
             train_dataset=Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples]),
             data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
         )  # fmt: skip
-    trainer.config = config
-    trainer.order = Order([len(e.input_ids) for e in examples], config.micro_batch * config.accumulation, config.seed, skip)
+    trainer.config, trainer.order = config, order
     for name, parameter in model.named_parameters():
         if name in adapter:
             parameter.data = adapter[name]

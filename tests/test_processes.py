@@ -16,7 +16,9 @@ from kit.errors import UserError
 from kit.files import read_json, read_jsonl
 from kit.processes import restore_numbered_cpus
 from kit.progress import TrainingProgress
+from kit.prompts import IGNORE, Example
 from kit.resources import Phases, joules
+from kit.trainer import make_trainer
 from kit.training import train
 
 SHORT = ("--recipe", "tiny", "--method", "lora", "--train-per-source", "14", "--valid-per-source", "1", "--test-per-source", "2",
@@ -124,3 +126,10 @@ def test_what_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch,
     ):
         with pytest.raises(UserError, match=message):
             train(config(*SHORT, *places(tmp_path), *flags))
+
+
+def test_rows_that_processes_cannot_share_are_refused_and_not_seen_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    examples = [Example([1, 2], [IGNORE, 2], "whole")] * 5
+    with pytest.raises(UserError, match=r"5 training rows, .* cannot be shared by 2 processes"):
+        make_trainer(config(*SHORT), None, None, examples, tmp_path, precision="float32")
