@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kit import processes
 from kit.config import BASE, GROUPS, Field, RunConfig, fields, recipes
 from kit.errors import UserError, unknown
 from kit.methods import METHODS
@@ -103,6 +104,8 @@ def each_seed(flags: dict[str, Any], argv: list[str]) -> None:
         return
     if "seed" in flags:
         raise UserError("give --seed or --seeds, not both")
+    if processes.count() > 1:
+        raise UserError("several processes take one --seed a command: start one command after another in place of --seeds")
     resolve(flags)
     at = next(i for i, a in enumerate(argv) if a.startswith("--seeds"))
     rest = argv[:at] + argv[at + (1 if "=" in argv[at] else 2) :]

@@ -107,6 +107,10 @@ def test_one_seed_needs_no_other_process(monkeypatch: pytest.MonkeyPatch) -> Non
     assert configure("", ["--recipe", "tiny", "--seed", "5", "--seeds", "0"]).seed == 5  # ARGS="--seed 5" beside what make gives
     with pytest.raises(UserError, match="give --seed or --seeds, not both"):
         configure("", ["--recipe", "tiny", "--seed", "5", "--seeds", "0,1"])
+    monkeypatch.setenv("WORLD_SIZE", "2")  # torchrun's processes meet once, for one training
+    assert configure("", ["--recipe", "tiny", "--seeds", "3"]).seed == 3
+    with pytest.raises(UserError, match="several processes take one --seed"):
+        configure("", ["--recipe", "tiny", "--seeds", "0,1"])
 
 
 def test_a_copied_or_renamed_run_is_not_taken_for_the_one_that_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
