@@ -177,7 +177,8 @@ def _once(config: RunConfig, folder: Path, *, skip: int, start: Path | None) -> 
 
 def _steps(config: RunConfig, trainer: Any, folder: Path, phases: Phases, skip: int) -> TrainingProgress:
     """The optimiser steps, from the last complete checkpoint; an earlier part's `skip` steps are in the log already."""
-    checkpoint = last_checkpoint(folder / "checkpoints")
+    with trainer.accelerator.main_process_first():  # which removes damaged ones
+        checkpoint = last_checkpoint(folder / "checkpoints")
     if checkpoint:
         say(f"going on from {checkpoint.name}")
     progress = add_progress(trainer, folder / "log.jsonl", phases, step_of(checkpoint), skip)

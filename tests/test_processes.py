@@ -64,8 +64,13 @@ def test_two_processes_go_on_where_one_stopped(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(TrainingProgress, "on_log", until_3)
     with pytest.raises(KeyboardInterrupt):
         train(stopped)
+    damaged = stopped.run_dir / "checkpoints" / "checkpoint-4"
+    damaged.mkdir()
+    for name in ("optimizer.pt", "trainer_state.json"):
+        (damaged / name).write_text("{}")
     done = together(*flags)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert "checkpoint-4 is damaged" in done.stdout.replace("\n", "")
     assert "going on from checkpoint-2" in done.stdout
     losses = [[r["loss"] for r in read_jsonl(run.run_dir / "log.jsonl")] for run in (alone, stopped)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
