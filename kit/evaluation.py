@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kit import card, dataset, external, forgetting, gates, runs, scoring
+from kit import card, dataset, external, forgetting, gates, processes, runs, scoring
 from kit.config import RunConfig
 from kit.console import say
 from kit.errors import UserError
@@ -26,6 +26,8 @@ COSTS = "generation.jsonl"
 
 def evaluate(config: RunConfig) -> Row:
     """The run's eval.json; goes on where an interrupted evaluation stopped, and does nothing when the result exists."""
+    if processes.count() > 1:
+        raise UserError("an evaluation runs in one process; start one, on one GPU")
     prepare_data(config)
     scoring.check_trained(config)
     with held(config.run_dir):

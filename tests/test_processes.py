@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, config, places
 
 from kit.errors import UserError
+from kit.evaluation import evaluate
 from kit.files import read_json, read_jsonl
 from kit.processes import restore_numbered_cpus
 from kit.progress import TrainingProgress
@@ -131,6 +132,8 @@ def test_what_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch,
     ):
         with pytest.raises(UserError, match=message):
             train(config(*SHORT, *places(tmp_path), *flags))
+    with pytest.raises(UserError, match="an evaluation runs in one process"):
+        evaluate(config(*SHORT, *places(tmp_path)))
 
 
 def test_rows_that_processes_cannot_share_are_refused_and_not_seen_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
