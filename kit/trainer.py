@@ -46,18 +46,21 @@ def make_trainer(config: RunConfig, model: Any, tokenizer: Any, examples: list[E
 
 @contextmanager
 def autocast_as_recorded(precision: str) -> Iterator[None]:
-    """None for float32: on a GPU with bfloat16 Unsloth would turn it on for weights in float32, but not where this says that they are in 16 bits."""
-    name = "UNSLOTH_MIXED_PRECISION"
-    found = os.environ.get(name)
-    if precision == "float32":
-        os.environ[name] = "bfloat16"
+    """None for float32: on a GPU with bfloat16 Unsloth would turn it on for weights in float32, but not where this says that they are in 16 bits.
+
+    So would accelerate on any device, where its launcher says so, as by the settings file that it keeps.
+    """
+    wanted = {"UNSLOTH_MIXED_PRECISION": "bfloat16", "ACCELERATE_MIXED_PRECISION": "no"} if precision == "float32" else {}
+    found = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
-        if found is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = found
+        for name, value in found.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def steps_per_epoch(rows: int, effective_batch: int) -> int:

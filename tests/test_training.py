@@ -145,6 +145,7 @@ def test_the_trainer_computes_in_the_recorded_precision(ready: Make, monkeypatch
     """TRL turns bfloat16 autocast on by itself where the processor has it, which would make the recorded float32 a lie."""
     import_unsloth()
     found = []
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as accelerate's launcher, by a settings file of other trainings
     monkeypatch.setattr(Kit, "create_optimizer", lambda self: found.append((self.args.bf16, self.args.fp16, self.accelerator.mixed_precision)) or 1 / 0)
     monkeypatch.setattr("unsloth_zoo.cpu.trainer.cpu_bf16_supported", lambda: True)
     with pytest.raises(ZeroDivisionError):
