@@ -13,7 +13,7 @@ from kit.errors import UserError
 from kit.files import read_json, replaced_folder, write_text
 from kit.generation import ends
 from kit.hub import hub_errors, load_tokenizer, loadable
-from kit.model import free_memory, quiet, saved_folder, undamaged
+from kit.model import architecture, free_memory, quiet, saved_folder, undamaged
 from kit.preflight import existing
 from kit.prompts import Renderer
 from kit.resources import size
@@ -113,14 +113,11 @@ def sentencepiece(config: RunConfig, folder: Path) -> None:
 def _whole(config: RunConfig) -> tuple[Any, Any]:
     """(the run's model in float32 on its 16-bit base, the 16-bit type to store: the base's own, or bfloat16)."""
     import torch
-    from transformers import AutoConfig
 
     source, revision = loadable(config.model, config.revision), config.revision or None
+    kind = architecture(config).dtype
+    kind = kind if kind in (torch.float16, torch.bfloat16) else torch.bfloat16
     with hub_errors(f"model {config.model}"):
-        settings = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        if hasattr(settings, "quantization_config"):
-            raise UserError(f"{config.model} is stored quantised; an adapter can only be merged into the 16-bit model")
-        kind = settings.dtype if settings.dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
         if config.technique.full:
             return _load(str(saved_folder(config))), kind
         model = _load(source, revision)

@@ -38,11 +38,15 @@ def precision(config: RunConfig, *, training: bool) -> Choice:
 
 
 def architecture(config: RunConfig) -> Any:
-    """The model's configuration as its repository has it."""
+    """The model's configuration as its repository has it; of one that is stored quantised no method, nor the base, would have 16-bit weights."""
     from transformers import AutoConfig
 
     with hub_errors(f"model {config.model}"):
-        return AutoConfig.from_pretrained(loadable(config.model, config.revision), revision=config.revision or None, trust_remote_code=False)
+        stored = AutoConfig.from_pretrained(loadable(config.model, config.revision), revision=config.revision or None, trust_remote_code=False)
+    if quantised := getattr(stored, "quantization_config", None):
+        kind = quantised.get("quant_method", "in a way of its own")
+        raise UserError(f"{config.model} is stored quantised ({kind}); name the 16-bit model that it was made from, which 4-bit methods quantise themselves")
+    return stored
 
 
 def load_base(config: RunConfig, *, training: bool = False, folder: Path | None = None) -> tuple[Any, Any, Choice]:

@@ -45,9 +45,6 @@ def skeleton(config: RunConfig) -> Any:
     import torch
 
     stored = architecture(config)
-    # A checkpoint that is stored quantised has the shapes of the one that is not.
-    if hasattr(stored, "quantization_config"):
-        del stored.quantization_config
     with hub_errors(f"model {config.model}"), torch.device("meta"):
         return built(stored)
 
