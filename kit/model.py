@@ -27,6 +27,17 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 logging.getLogger("torchao").setLevel(logging.ERROR)
 
 
+def all_there(record: logging.LogRecord) -> bool:
+    """Of weights that a model lacks, or has in other shapes, transformers makes random ones and says so in a log record: here it is an error."""
+    said = re.search(r"LOAD REPORT\S* from: (.+)\n(?s:.*?)^(.+?) *\| *\S*?(MISSING|MISMATCH|CONVERSION)", record.getMessage(), re.MULTILINE)
+    if said:
+        raise UserError(f"model {said[1]}: the weights are not those that its config.json describes ({said[2]}: {said[3].lower()})")
+    return True
+
+
+logging.getLogger("transformers.modeling_utils").addFilter(all_there)
+
+
 def precision(config: RunConfig, *, training: bool) -> Choice:
     """The computing precision and the reason for it; one that the GPU does not have is a UserError."""
     if config.precision != "auto":

@@ -13,7 +13,7 @@ from kit.config import RunConfig
 from kit.errors import UserError
 from kit.files import read_json, write_json
 from kit.hub import BUILTIN
-from kit.model import architecture
+from kit.model import architecture, load_base
 
 Make = Callable[..., RunConfig]
 
@@ -37,3 +37,19 @@ def test_a_model_that_is_stored_quantised_is_refused(stored: dict[str, Any], tin
     folder = model(quantization_config=stored)
     with pytest.raises(UserError, match=rf"is stored quantised \({stored['quant_method']}\).*name the 16-bit model that it was made from"):
         architecture(tiny("--model", str(folder)))
+
+
+def test_weights_that_are_missing_or_of_other_shapes_are_not_made_up(ready: Make, model: Callable[..., Path]) -> None:
+    """transformers fills in random ones and warns."""
+    from safetensors.torch import load_file, save_file
+
+    folder = model()
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if ".layers.3.mlp" not in k}, folder / "model.safetensors", metadata={"format": "pt"})
+    base = ready("--model", str(folder), "--method", "base")
+    with pytest.raises(UserError, match=r"model/?: the weights are not those that its config\.json describes \(model\.layers\.3\.mlp.*: missing"):
+        load_base(base)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "config.json", read_json(folder / "config.json") | {"intermediate_size": 256})
+    with pytest.raises(UserError, match=r"describes \(model\.layers.*: mismatch"):
+        load_base(base)
