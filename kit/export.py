@@ -13,7 +13,7 @@ from kit.errors import UserError
 from kit.files import read_json, replaced_folder, write_text
 from kit.generation import ends
 from kit.hub import hub_errors, load_tokenizer, loadable
-from kit.model import architecture, free_memory, quiet, saved_folder, undamaged
+from kit.model import architecture, free_memory, quiet, saved_folder, settle, undamaged
 from kit.preflight import existing
 from kit.prompts import Renderer
 from kit.resources import size
@@ -64,6 +64,7 @@ def _fill(config: RunConfig, record: dict[str, Any], folder: Path) -> str:
     model, kind = _whole(config)
     before = gates.probe(model, rows, tokenizer.pad_token_id)
     model = model.merge_and_unload() if not config.technique.full else model
+    settle(model, saved=True)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = ends(model.generation_config, renderer), tokenizer.pad_token_id
     model.to(kind).save_pretrained(str(folder))
     if config.format == "alpaca":

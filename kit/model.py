@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +92,26 @@ def load_base(config: RunConfig, *, training: bool = False, folder: Path | None 
         model.config._attn_implementation = any_shape(model)
     if folder:
         restore(model, folder)
+    settle(model, saved=training)
     model.requires_grad_(False)
     tokenizer = load_tokenizer(config.model, config.revision)
     as_stored(model, tokenizer, architecture(config).get_text_config().vocab_size)
     return model, tokenizer, chosen
+
+
+def settle(model: Any, *, saved: bool = False) -> None:
+    """Greedy generation, without the beams, penalties or stop texts that the model's own settings ask for.
+
+    One that will be saved keeps its own, unless they contradict each other (a temperature without sampling): transformers reads these and writes none.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    with suppress(ValueError):
+        own.validate(strict=True)
+        if saved:
+            return
+    model.generation_config = GenerationConfig(**{name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")})
 
 
 def restore(model: Any, folder: Path) -> None:

@@ -13,7 +13,7 @@ from kit.config import RunConfig
 from kit.errors import UserError
 from kit.files import read_json, write_json
 from kit.hub import BUILTIN
-from kit.model import architecture, load_base
+from kit.model import architecture, load_base, settle
 
 Make = Callable[..., RunConfig]
 
@@ -53,3 +53,20 @@ def test_weights_that_are_missing_or_of_other_shapes_are_not_made_up(ready: Make
     write_json(folder / "config.json", read_json(folder / "config.json") | {"intermediate_size": 256})
     with pytest.raises(UserError, match=r"describes \(model\.layers.*: mismatch"):
         load_base(base)
+
+
+def test_replies_are_greedy_whatever_the_model_asks_for(ready: Make, model: Callable[..., Path]) -> None:
+    """The kit's own generation reads no such settings, transformers', by which the chat and models with states go, does."""
+    folder = model("generation_config.json", eos_token_id=[1, 5, 7], num_beams=4, repetition_penalty=1.5, stop_strings=["a"], suppress_tokens=[9])
+    loaded, _, _ = load_base(ready("--model", str(folder), "--method", "base"))
+    assert loaded.generation_config.to_diff_dict().keys() <= {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
+    assert loaded.generation_config.eos_token_id == [1, 5, 7]
+
+
+def test_settings_that_contradict_each_other_hinder_no_saving(ready: Make, model: Callable[..., Path], tmp_path: Path) -> None:
+    """transformers reads a temperature without sampling and writes none: whole weights were lost once they were trained."""
+    loaded, _, _ = load_base(ready("--model", str(model("generation_config.json", temperature=0.6)), "--method", "full"), training=True)
+    loaded.save_pretrained(tmp_path / "saved")
+    loaded.generation_config.update(do_sample=True, temperature=0.7)
+    settle(loaded, saved=True)
+    assert loaded.generation_config.temperature == 0.7
