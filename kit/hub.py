@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -67,14 +68,20 @@ def commit_of(dataset: str) -> str:
         newest = max(snapshots, key=lambda p: p.stat().st_mtime, default=None)
         if newest is None:
             raise
-        # From here on nobody tries again: each library would wait through its own retries.
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        constants.HF_HUB_OFFLINE = True
-        say(f"the hub cannot be reached: dataset {dataset} comes from the local cache, commit {newest.name[:12]}")
+        _stay_offline(f"dataset {dataset}", newest.name)
         return newest.name
     if sha is None:
         raise UserError(f"dataset {dataset}: the hub names no commit")
     return sha
+
+
+def _stay_offline(what: str, commit: str) -> None:
+    """From here on nobody tries again: each library would wait through its own retries, for each file that a model might have."""
+    from huggingface_hub import constants
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
+    say(f"the hub cannot be reached: {what} comes from the local cache, commit {commit[:12]}")
 
 
 def dataset_rows(dataset: str, part: Sequence[str], revision: str) -> Iterator[dict[str, Any]]:
@@ -107,6 +114,22 @@ def loaded_from(model: str, revision: str = "") -> tuple[str, str | None]:
     return source, Path(cached).parent.name if isinstance(cached, str) else None
 
 
+@functools.cache
+def reach(model: str, revision: str = "") -> None:
+    """Asks the hub once about a model that is in the local cache, from which it comes where there is no answer."""
+    from huggingface_hub import HfApi, constants
+
+    source, commit = loaded_from(model, revision)
+    if commit and not constants.HF_HUB_OFFLINE:
+        try:
+            with hub_errors(f"model {model}"):
+                HfApi().model_info(source, revision=revision or None)
+        except Unreachable:
+            _stay_offline(f"model {model}", commit)
+        except UserError:  # which loading it will tell, if it matters
+            pass
+
+
 def _mirrors() -> dict[str, str]:
     """Unsloth's original -> 16-bit mirror table, read from its file because importing Unsloth costs 10 s and the data stage needs none of it."""
     import importlib.util
@@ -124,5 +147,6 @@ def load_tokenizer(model: str, revision: str = "") -> Any:
     """The model's tokenizer, right padding, never executing code from the hub."""
     from transformers import AutoTokenizer
 
+    reach(model, revision)
     with hub_errors(f"model {model}"):
         return AutoTokenizer.from_pretrained(loadable(model, revision), revision=revision or None, trust_remote_code=False)

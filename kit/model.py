@@ -18,7 +18,7 @@ from kit.console import console, say
 from kit.device import Choice, choose_precision, cuda_gpu
 from kit.errors import UserError, unknown
 from kit.generation import any_shape
-from kit.hub import hub_errors, load_tokenizer, loadable
+from kit.hub import hub_errors, load_tokenizer, loadable, reach
 from kit.resources import is_memory_error
 
 # On some processors bitsandbytes looks for a faster 4-bit kernel on the hub and warns that it has none.
@@ -52,6 +52,7 @@ def architecture(config: RunConfig) -> Any:
     """The model's configuration as its repository has it; of one that is stored quantised no method, nor the base, would have 16-bit weights."""
     from transformers import AutoConfig
 
+    reach(config.model, config.revision)
     with hub_errors(f"model {config.model}"):
         stored = AutoConfig.from_pretrained(loadable(config.model, config.revision), revision=config.revision or None, trust_remote_code=False)
     if quantised := getattr(stored, "quantization_config", None):

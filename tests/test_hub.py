@@ -6,6 +6,7 @@ import errno
 import json
 import random
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,6 +155,11 @@ def test_a_model_of_the_hub_is_trained(hub: Hub, client: Client) -> None:
     run = client.folder / "runs" / "smol" / "qlora-s0"
     assert read_json(run / "train.json")["steps"] == 2
     assert read_json(run / "adapter" / "adapter_config.json")["base_model_name_or_path"] == name
+    began = time.monotonic()
+    code, error, said = client(NOWHERE, "--model", name, "--name", "cached", *short)
+    assert code == 0, error
+    assert f"model {name} comes from the local cache, commit {SHA[:12]}" in said.replace("\n", " ")
+    assert time.monotonic() - began < 60  # no retries for each file that a tokenizer might have
 
 
 def test_no_network_and_nothing_cached(client: Client) -> None:
