@@ -100,9 +100,11 @@ def loadable(model: str, revision: str = "") -> str:
     """
     if model in BUILTIN:
         return str(BUILTIN[model])
-    if model.startswith(("/", ".", "~")) and not Path(model).expanduser().is_dir():
+    if (folder := Path(model).expanduser()).is_dir():
+        return str(folder)
+    if model.startswith(("/", ".", "~")):
         raise UserError(f"no such model folder: {model}")
-    return model if revision or Path(model).expanduser().is_dir() else _mirrors().get(model.lower(), model)
+    return model if revision else _mirrors().get(model.lower(), model)
 
 
 def loaded_from(model: str, revision: str = "") -> tuple[str, str | None]:
@@ -110,7 +112,7 @@ def loaded_from(model: str, revision: str = "") -> tuple[str, str | None]:
     from huggingface_hub import try_to_load_from_cache
 
     source = loadable(model, revision)
-    cached = None if Path(source).expanduser().is_dir() else try_to_load_from_cache(source, "config.json", revision=revision or "main")
+    cached = None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json", revision=revision or "main")
     return source, Path(cached).parent.name if isinstance(cached, str) else None
 
 

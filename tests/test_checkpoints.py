@@ -12,7 +12,7 @@ import pytest
 from kit.config import RunConfig
 from kit.errors import UserError
 from kit.files import read_json, write_json
-from kit.hub import BUILTIN
+from kit.hub import BUILTIN, loadable
 from kit.model import architecture, load_base, settle
 
 Make = Callable[..., RunConfig]
@@ -70,3 +70,10 @@ def test_settings_that_contradict_each_other_hinder_no_saving(ready: Make, model
     loaded.generation_config.update(do_sample=True, temperature=0.7)
     settle(loaded, saved=True)
     assert loaded.generation_config.temperature == 0.7
+
+
+def test_a_folder_below_home_is_that_folder(model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves the ~ of --model=~/model as it is."""
+    folder = model()
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert loadable("~/model") == str(folder)
