@@ -15,6 +15,8 @@ from kit.errors import UserError
 
 BUILTIN = {"builtin": Path(__file__).parent / "assets" / "model", "builtin-gptneo": Path(__file__).parent / "assets" / "gptneo"}
 
+NO_TOKENIZER = "it has no tokenizer that can be read, such as a tokenizer.json"
+
 
 class Unreachable(UserError):
     """No network, or told to stay offline, and nothing cached."""
@@ -52,6 +54,8 @@ def hub_errors(what: str) -> Iterator[None]:
             reason, *more = str(error).strip().splitlines()
             if reason.startswith("Config name is missing"):
                 reason = f"it has subsets, and one must be named as OWNER/DATASET:SUBSET:SPLIT; {' '.join(more[:1])}"
+            if reason.startswith("Couldn't instantiate the backend tokenizer"):
+                reason = NO_TOKENIZER
             raise UserError(f"{what} cannot be loaded: {reason}") from None
         raise
 
@@ -151,4 +155,7 @@ def load_tokenizer(model: str, revision: str = "") -> Any:
 
     reach(model, revision)
     with hub_errors(f"model {model}"):
-        return AutoTokenizer.from_pretrained(loadable(model, revision), revision=revision or None, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(loadable(model, revision), revision=revision or None, trust_remote_code=False)
+        if tokenizer.vocab_size < 100:  # without its files transformers makes one of control tokens alone, for some models
+            raise ValueError(NO_TOKENIZER)
+        return tokenizer

@@ -12,7 +12,7 @@ import pytest
 from kit.config import RunConfig
 from kit.errors import UserError
 from kit.files import read_json, write_json
-from kit.hub import BUILTIN, loadable
+from kit.hub import BUILTIN, load_tokenizer, loadable
 from kit.model import architecture, load_base, settle
 
 Make = Callable[..., RunConfig]
@@ -77,3 +77,14 @@ def test_a_folder_below_home_is_that_folder(model: Callable[..., Path], monkeypa
     folder = model()
     monkeypatch.setenv("HOME", str(folder.parent))
     assert loadable("~/model") == str(folder)
+
+
+@pytest.mark.parametrize("left", ["model.safetensors", "tokenizer_config.json"])
+def test_a_model_without_its_tokenizers_files_is_refused(left: str, model: Callable[..., Path]) -> None:
+    """transformers makes one that knows no text, and says nothing."""
+    folder = model()
+    for file in folder.glob("*token*"):
+        if file.name != left:
+            file.unlink()
+    with pytest.raises(UserError, match=r"model \S+ cannot be loaded: it has no tokenizer that can be read"):
+        load_tokenizer(str(folder))
