@@ -54,6 +54,8 @@ def hub_errors(what: str) -> Iterator[None]:
             reason, *more = str(error).strip().splitlines()
             if reason.startswith("Config name is missing"):
                 reason = f"it has subsets, and one must be named as OWNER/DATASET:SUBSET:SPLIT; {' '.join(more[:1])}"
+            if reason.startswith("Unrecognized model in") or "a file named config.json" in reason:
+                reason = "it has no config.json that names an architecture; of an adapter, give the model that it was made for"
             if reason.startswith("Couldn't instantiate the backend tokenizer"):
                 reason = NO_TOKENIZER
             raise UserError(f"{what} cannot be loaded: {reason}") from None

@@ -88,3 +88,9 @@ def test_a_model_without_its_tokenizers_files_is_refused(left: str, model: Calla
             file.unlink()
     with pytest.raises(UserError, match=r"model \S+ cannot be loaded: it has no tokenizer that can be read"):
         load_tokenizer(str(folder))
+
+
+def test_an_adapter_is_no_model(tiny: Make, tmp_path: Path) -> None:
+    write_json(tmp_path / "adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": "lab/base"})
+    with pytest.raises(UserError, match=r"has no config\.json that names an architecture; of an adapter, give the model that it was made for"):
+        architecture(tiny("--model", str(tmp_path)))
