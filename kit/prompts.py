@@ -126,7 +126,7 @@ class Renderer:
         messages = [{"role": ("user", "assistant")[i % 2], "content": f"\ue000{i}\ue001"} for i in range(turns)]
         try:
             text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=TODAY.strftime)
-        except TemplateError as error:
+        except (TemplateError, ValueError) as error:  # or several templates, none of them the default
             raise UserError(f"the model's chat template takes no turns of user and assistant alone ({error}); use --format alpaca") from None
         if SLOT.findall(text) != [str(i) for i in range(turns)]:
             raise UserError("the model's chat template does not keep every turn once and in order; use --format alpaca")

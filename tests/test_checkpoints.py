@@ -14,6 +14,7 @@ from kit.errors import UserError
 from kit.files import read_json, write_json
 from kit.hub import BUILTIN, load_tokenizer, loadable
 from kit.model import architecture, load_base, settle
+from kit.prompts import Renderer
 
 Make = Callable[..., RunConfig]
 
@@ -94,3 +95,9 @@ def test_an_adapter_is_no_model(tiny: Make, tmp_path: Path) -> None:
     write_json(tmp_path / "adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": "lab/base"})
     with pytest.raises(UserError, match=r"has no config\.json that names an architecture; of an adapter, give the model that it was made for"):
         architecture(tiny("--model", str(tmp_path)))
+
+
+def test_templates_without_a_default_are_named(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", {"rag": "x", "tool_use": "x"})
+    with pytest.raises(UserError, match=r"multiple chat templates with no default.*\['rag', 'tool_use'\].*--format alpaca"):
+        Renderer(tokenizer, "chat", 128)
