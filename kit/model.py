@@ -128,11 +128,11 @@ def restore(model: Any, folder: Path) -> None:
 
 
 def as_stored(model: Any, tokenizer: Any, vocabulary: int) -> None:
-    """Padding without a token of its own: the end of text, which labels and masks tell apart.
+    """Padding without a token of its own, or without an embedding for it: the end of text, which labels and masks tell apart.
 
     On a GPU Unsloth adds a token and an embedding row to a model without one; adapters would then carry the embeddings and fit no other loader.
     """
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocabulary:
         tokenizer.pad_token = tokenizer.eos_token
     if model.get_input_embeddings().weight.shape[0] != vocabulary:
         model.resize_token_embeddings(vocabulary)

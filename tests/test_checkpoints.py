@@ -101,3 +101,9 @@ def test_templates_without_a_default_are_named(tokenizer: Any, monkeypatch: pyte
     monkeypatch.setattr(tokenizer, "chat_template", {"rag": "x", "tool_use": "x"})
     with pytest.raises(UserError, match=r"multiple chat templates with no default.*\['rag', 'tool_use'\].*--format alpaca"):
         Renderer(tokenizer, "chat", 128)
+
+
+def test_padding_without_a_row_of_the_embeddings_is_the_end_of_text(ready: Make, model: Callable[..., Path]) -> None:
+    folder = model("tokenizer_config.json", pad_token="[PAD]")
+    _, tokenizer, _ = load_base(ready("--model", str(folder), "--method", "base"))
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
