@@ -50,8 +50,11 @@ def hub_errors(what: str) -> Iterator[None]:
         names = {type(link).__name__ for link in chain}
         if names & {"ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
             raise Unreachable(f"{what} is not in the local cache and the hub cannot be reached; check the network, or use --recipe tiny") from None
-        if isinstance(error, (OSError, ValueError)) or any(word in type(error).__name__ for word in ("Dataset", "Safetensor")):
+        known = any(word in type(error).__name__ for word in ("Dataset", "Safetensor")) or str(error).startswith("Dataset scripts")
+        if known or isinstance(error, (OSError, ValueError)):
             reason, *more = str(error).strip().splitlines()
+            if reason.startswith("An error occurred while generating") and len(chain) > 1:
+                reason += f": {str(chain[1]).splitlines()[0]}"
             if reason.startswith("Config name is missing"):
                 reason = f"it has subsets, and one must be named as OWNER/DATASET:SUBSET:SPLIT; {' '.join(more[:1])}"
             if reason.startswith("Unrecognized model in") or "a file named config.json" in reason:

@@ -111,6 +111,16 @@ def test_a_subset_must_be_named() -> None:
         raise ValueError(said)
 
 
+def test_what_is_in_a_datasets_files_is_said(hub: Hub, client: Client) -> None:
+    hub.repos["lab/script"] = Repo({"script.py": b"import datasets"})
+    hub.repos["lab/broken"] = Repo({"train.jsonl": rows(60)[:-20]})
+    for name, said in (("script", "Dataset scripts are no longer supported, but found script.py"), ("broken", "JSON parse error")):
+        code, error, _ = client(hub.endpoint, "--source", f"tulu=lab/{name}")
+        assert code == 2, error
+        assert error.startswith(f"error: dataset lab/{name} cannot be loaded: ")
+        assert said in error
+
+
 def test_gated_before_and_after_the_licence_is_accepted(hub: Hub, client: Client) -> None:
     flags = ("--source", "tulu=lab/gated")
     for token in ("", TOKEN):
