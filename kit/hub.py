@@ -25,7 +25,7 @@ class Unreachable(UserError):
 @contextmanager
 def hub_errors(what: str) -> Iterator[None]:
     """Turns a failed download into a UserError: gated, missing, no network, or the library's own first line."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     try:
         yield
@@ -35,6 +35,7 @@ def hub_errors(what: str) -> Iterator[None]:
         chain: list[BaseException] = [error]
         while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
             chain.append(cause)
+        answered = ""
         for link in chain:
             status = getattr(getattr(link, "response", None), "status_code", None)
             if isinstance(link, errors.GatedRepoError) or status == 403:
@@ -43,13 +44,15 @@ def hub_errors(what: str) -> Iterator[None]:
                 # To somebody without a token the hub does not tell a private repository from one that is not there.
                 private = "; if it is private, set HF_TOKEN to an access token that may read it" if status == 401 else ""
                 raise UserError(f"{what} was not found on the hub; check its name and revision{private}") from None
+            answered = f" (it answers {status})" if status and status >= 429 else answered
             if status == 401:
                 raise UserError(f"{what}: the hub refuses HF_TOKEN, which may have expired; make a new one, or unset it for what is public") from None
             if getattr(link, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(link):
                 raise UserError(f"the disk is full while fetching {what}; free some, or set HF_HOME to a folder on a larger disk") from None
         names = {type(link).__name__ for link in chain}
-        if names & {"ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
-            raise Unreachable(f"{what} is not in the local cache and the hub cannot be reached; check the network, or use --recipe tiny") from None
+        half = constants.HF_HUB_OFFLINE and "a file named pytorch_model.bin" in str(error)
+        if answered or half or names & {"ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
+            raise Unreachable(f"{what} is not in the local cache and the hub cannot be reached{answered}; check the network, or use --recipe tiny") from None
         known = any(word in type(error).__name__ for word in ("Dataset", "Safetensor")) or str(error).startswith("Dataset scripts")
         if known or isinstance(error, (OSError, ValueError)):
             reason, *more = str(error).strip().splitlines()

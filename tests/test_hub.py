@@ -16,7 +16,7 @@ from hub_server import SHA, TOKEN, Hub, Repo
 
 from kit.errors import UserError
 from kit.files import read_json
-from kit.hub import BUILTIN, hub_errors, loadable
+from kit.hub import BUILTIN, Unreachable, hub_errors, loadable
 
 GATED = "is gated or private: accept its licence on its page and set HF_TOKEN to your access token"
 UNREACHABLE = "is not in the local cache and the hub cannot be reached; check the network, or use --recipe tiny"
@@ -176,6 +176,26 @@ def test_no_network_and_nothing_cached(client: Client) -> None:
     for offline in ("0", "1"):
         code, error, _ = client(NOWHERE, "--recipe", "t4", HF_HUB_OFFLINE=offline)
         assert (code, error) == (2, f"error: dataset tatsu-lab/alpaca {UNREACHABLE}")
+
+
+def test_an_answer_that_is_none_is_told_from_silence() -> None:
+    """A proxy's, or the hub's to too many requests: the client hides it behind a file that is not in the cache."""
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    answer = httpx.Response(502, request=httpx.Request("HEAD", "http://127.0.0.1"))
+    for error in (LocalEntryNotFoundError("An error happened while trying to locate the file on the Hub"), None):
+        with pytest.raises(Unreachable, match=r"the hub cannot be reached \(it answers 502\); check the network"), hub_errors("model a/b"):  # noqa: PT012
+            try:
+                raise HfHubHTTPError("Bad Gateway", response=answer)
+            except HfHubHTTPError as bad:
+                raise (error or bad) from (bad if error else None)
+
+
+def test_half_a_model_in_the_cache_is_not_called_a_model_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="model a/b is not in the local cache"), hub_errors("model a/b"):
+        raise OSError("a/b does not appear to have a file named pytorch_model.bin or model.safetensors.")
 
 
 def test_a_disk_that_is_full_keeps_its_name() -> None:
