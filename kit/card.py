@@ -79,7 +79,9 @@ def behind(config: RunConfig) -> bool:
 
 def text(config: RunConfig, trained: Record, scored: Record | None = None, *, merged: str = "") -> str:
     """The card. `merged`: what an export found when it held the merged model against the run (then the card is that model's)."""
-    manifest = dataset.manifest_of(config) or {"sources": {}}
+    manifest = dataset.manifest_of(config)
+    if manifest is None or trained["provenance"]["data"] != dataset.manifest_hash(config):  # the run's own is gone
+        manifest = {"sources": {}}
     whole = bool(merged) or config.technique.full
     kind = "fine-tuned" if config.technique.full else "adapter merged into" if merged else "adapter for"
     name = shown(config.model) if config.model in BUILTIN else code(shown(config.model))

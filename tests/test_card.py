@@ -46,6 +46,7 @@ def made(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str
         from huggingface_hub import ModelCard
 
         monkeypatch.setattr("kit.dataset.manifest_of", lambda _: data or manifest())
+        monkeypatch.setattr("kit.dataset.manifest_hash", lambda _: "d")
         text = card.text(tiny(*flags), TRAINED | changes, results)
         return text, ModelCard(text).data
 
@@ -78,6 +79,14 @@ def test_a_score_that_is_missing_is_no_result(made: Callable[..., Any]) -> None:
     assert {r.metric_type for r in data.eval_results} == {"bleu", "rouge"}
     assert "| Perplexity | — | — |" in text
     assert "nan" not in text.lower().replace("finance", "")
+
+
+def test_other_data_than_the_runs_are_not_named_as_its(made: Callable[..., Any]) -> None:
+    """Its folder may have been built anew, from a later commit of a dataset, say, when the run is exported."""
+    assert "c" * 40 in made()[0]
+    text, data = made(provenance=TRAINED["provenance"] | {"data": "earlier"})
+    assert "c" * 40 not in text
+    assert data.datasets is None
 
 
 def test_what_resembles_training_rows_is_told(made: Callable[..., Any]) -> None:
