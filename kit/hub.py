@@ -15,7 +15,7 @@ from kit.errors import UserError
 
 BUILTIN = {"builtin": Path(__file__).parent / "assets" / "model", "builtin-gptneo": Path(__file__).parent / "assets" / "gptneo"}
 
-NO_TOKENIZER = "it has no tokenizer that can be read, such as a tokenizer.json"
+NO_TOKENIZER = "it has no tokenizer that can be read, such as a tokenizer.json; of an adapter, give the model that it was made for"
 
 
 class Unreachable(UserError):
