@@ -82,6 +82,8 @@ def load_base(config: RunConfig, *, training: bool = False, folder: Path | None 
             dtype=getattr(torch, chosen.name), load_in_4bit=four_bit, trust_remote_code=False,
             use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False, **whole,
         )  # fmt: skip
+    if hasattr(model, "peft_config"):
+        raise UserError(f"{config.model} holds an adapter (adapter_config.json) beside the model; name a model without")
     if chosen.name == "float32" and not whole and getattr(model, "_unsloth_forced_float32", False):
         chosen = Choice("float16", "float32 was asked for, but Unsloth computes this family in float16 on GPUs without bfloat16")
         say(f"computing in {chosen.name}: {chosen.reason}")

@@ -13,7 +13,7 @@ from kit.config import RunConfig
 from kit.errors import UserError
 from kit.files import read_json, write_json
 from kit.hub import BUILTIN, load_tokenizer, loadable
-from kit.model import architecture, load_base, settle
+from kit.model import architecture, attach, load_base, settle
 from kit.prompts import Renderer
 
 Make = Callable[..., RunConfig]
@@ -107,3 +107,12 @@ def test_padding_without_a_row_of_the_embeddings_is_the_end_of_text(ready: Make,
     folder = model("tokenizer_config.json", pad_token="[PAD]")
     _, tokenizer, _ = load_base(ready("--model", str(folder), "--method", "base"))
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+def test_an_adapter_beside_a_model_is_not_the_base(ready: Make, model: Callable[..., Path]) -> None:
+    """Unsloth loads the adapter onto the model that it names, and the untuned model would be a tuned one."""
+    base = ready("--model", str(model()), "--method", "lora")
+    attach(load_base(base, training=True)[0], base).save_pretrained(base.model)
+    with pytest.raises(UserError, match=r"model holds an adapter \(adapter_config\.json\) beside the model; name a model without"):
+        load_base(base)
