@@ -133,4 +133,4 @@ def _load(source: str, revision: str | None = None) -> Any:
     from transformers import AutoModelForCausalLM
 
     quiet()
-    return AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=torch.float32, trust_remote_code=False).eval()
+    return AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=torch.float32, trust_remote_code=False, use_safetensors=True).eval()

@@ -130,7 +130,7 @@ def projector(g: Any, rank: int, *, previous: Any | None, key: str) -> Any:
         return torch.linalg.qr(start[:, :rank]).Q if previous is None else previous
     z, energy = (g.T @ start) / norm, 0.0
     for _ in range(PASSES):
-        q = torch.linalg.qr(g @ z).Q
+        q = torch.linalg.qr(g @ torch.linalg.qr(z).Q).Q
         z = (g.T @ q) / norm
         before, energy = energy, float(z.square().sum())
         if min(1 - energy, 2 * (energy - before)) <= MISSED * energy:

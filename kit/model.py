@@ -79,7 +79,7 @@ def load_base(config: RunConfig, *, training: bool = False, folder: Path | None 
         model, _ = unsloth.FastModel.from_pretrained(
             model_name=str(folder or loadable(config.model, config.revision)), use_exact_model_name=True,
             revision=None if folder else config.revision or None, max_seq_length=config.max_length + config.max_new_tokens,
-            dtype=getattr(torch, chosen.name), load_in_4bit=four_bit, trust_remote_code=False,
+            dtype=getattr(torch, chosen.name), load_in_4bit=four_bit, trust_remote_code=False, use_safetensors=True,
             use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False, **whole,
         )  # fmt: skip
     if hasattr(model, "peft_config"):

@@ -56,6 +56,17 @@ def test_weights_that_are_missing_or_of_other_shapes_are_not_made_up(ready: Make
         load_base(base)
 
 
+def test_pickled_weights_are_not_read(ready: Make, model: Callable[..., Path]) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    folder = model()
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot be loaded: Error no file named model.safetensors"):
+        load_base(ready("--model", str(folder), "--method", "base"))
+
+
 def test_replies_are_greedy_whatever_the_model_asks_for(ready: Make, model: Callable[..., Path]) -> None:
     """The kit's own generation reads no such settings, transformers', by which the chat and models with states go, does."""
     folder = model("generation_config.json", eos_token_id=[1, 5, 7], num_beams=4, repetition_penalty=1.5, stop_strings=["a"], suppress_tokens=[9])
