@@ -50,7 +50,7 @@ def hub_errors(what: str) -> Iterator[None]:
             if getattr(link, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(link):
                 raise UserError(f"the disk is full while fetching {what}; free some, or set HF_HOME to a folder on a larger disk") from None
         names = {type(link).__name__ for link in chain}
-        half = constants.HF_HUB_OFFLINE and "a file named pytorch_model.bin" in str(error)
+        half = constants.HF_HUB_OFFLINE and "appear to have a file named model.safetensors" in str(error)
         if answered or half or names & {"ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
             raise Unreachable(f"{what} is not in the local cache and the hub cannot be reached{answered}; check the network, or use --recipe tiny") from None
         known = any(word in type(error).__name__ for word in ("Dataset", "Safetensor")) or str(error).startswith("Dataset scripts")
@@ -62,6 +62,8 @@ def hub_errors(what: str) -> Iterator[None]:
                 reason = f"it has subsets, and one must be named as OWNER/DATASET:SUBSET:SPLIT; {' '.join(more[:1])}"
             if reason.startswith("Unrecognized model in") or "a file named config.json" in reason:
                 reason = "it has no config.json that names an architecture; of an adapter, give the model that it was made for"
+            if "file named model.safetensors" in reason:
+                reason = "it has no weights in safetensors, the only ones that are read"
             if reason.startswith("Couldn't instantiate the backend tokenizer"):
                 reason = NO_TOKENIZER
             raise UserError(f"{what} cannot be loaded: {reason}") from None

@@ -195,7 +195,7 @@ def test_an_answer_that_is_none_is_told_from_silence() -> None:
 def test_half_a_model_in_the_cache_is_not_called_a_model_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="model a/b is not in the local cache"), hub_errors("model a/b"):
-        raise OSError("a/b does not appear to have a file named pytorch_model.bin or model.safetensors.")
+        raise OSError("a/b does not appear to have a file named model.safetensors or model.safetensors.index.json and thus cannot be loaded")
 
 
 def test_a_disk_that_is_full_keeps_its_name() -> None:
