@@ -9,6 +9,7 @@ import errno
 import io
 import locale
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -179,7 +180,7 @@ def explained(error: Exception) -> str | None:
     # The libraries that write weights say so in errors of their own.
     if any(text in str(error) for text in ("No space left on device", "PytorchStreamWriter failed writing")):
         return f"the disk is full, or writing failed: {said}; the same command goes on when there is room"
-    if isinstance(error, ImportError) and "install" in said:  # the package of an optimiser, say
+    if isinstance(error, ImportError) and re.search("pip install|not installed|(lease|need to) install", said):  # the package of an optimiser, say
         return said
     return None
 

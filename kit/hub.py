@@ -15,6 +15,10 @@ from kit.errors import UserError
 
 BUILTIN = {"builtin": Path(__file__).parent / "assets" / "model", "builtin-gptneo": Path(__file__).parent / "assets" / "gptneo"}
 
+WAIT = 10  # seconds for an answer; the libraries would wait for ever
+# What the network's own errors are called, of huggingface_hub and of httpx below it.
+NETWORK = {"ConnectError", "ConnectTimeout", "ReadTimeout", "ReadError", "WriteError", "WriteTimeout", "PoolTimeout", "ProxyError", "RemoteProtocolError",
+           "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}  # fmt: skip
 NO_TOKENIZER = "it has no tokenizer that can be read, such as a tokenizer.json; of an adapter, give the model that it was made for"
 
 
@@ -51,13 +55,13 @@ def hub_errors(what: str) -> Iterator[None]:
                 raise UserError(f"the disk is full while fetching {what}; free some, or set HF_HOME to a folder on a larger disk") from None
         names = {type(link).__name__ for link in chain}
         half = constants.HF_HUB_OFFLINE and "appear to have a file named model.safetensors" in str(error)
-        if answered or half or names & {"ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
+        if answered or half or names & NETWORK:
             raise Unreachable(f"{what} is not in the local cache and the hub cannot be reached{answered}; check the network, or use --recipe tiny") from None
         known = any(word in type(error).__name__ for word in ("Dataset", "Safetensor")) or str(error).startswith("Dataset scripts")
         if known or isinstance(error, (OSError, ValueError)):
             reason, *more = str(error).strip().splitlines()
             if reason.startswith("An error occurred while generating") and len(chain) > 1:
-                reason += f": {str(chain[1]).splitlines()[0]}"
+                reason += f": {(str(chain[1]).splitlines() or [type(chain[1]).__name__])[0]}"
             if reason.startswith("Config name is missing"):
                 reason = f"it has subsets, and one must be named as OWNER/DATASET:SUBSET:SPLIT; {' '.join(more[:1])}"
             if reason.startswith("Unrecognized model in") or "a file named config.json" in reason:
@@ -76,7 +80,7 @@ def commit_of(dataset: str) -> str:
 
     try:
         with hub_errors(f"dataset {dataset}"):
-            sha: str | None = HfApi().dataset_info(dataset).sha
+            sha: str | None = HfApi().dataset_info(dataset, timeout=WAIT).sha
     except Unreachable:
         snapshots = Path(constants.HF_HUB_CACHE, f"datasets--{dataset.replace('/', '--')}", "snapshots").glob("*")
         newest = max(snapshots, key=lambda p: p.stat().st_mtime, default=None)
@@ -139,7 +143,7 @@ def reach(model: str, revision: str = "") -> None:
     if commit and not constants.HF_HUB_OFFLINE:
         try:
             with hub_errors(f"model {model}"):
-                HfApi().model_info(source, revision=revision or None)
+                HfApi().model_info(source, revision=revision or None, timeout=WAIT)
         except Unreachable:
             _stay_offline(f"model {model}", commit)
         except UserError:  # which loading it will tell, if it matters
@@ -166,6 +170,8 @@ def load_tokenizer(model: str, revision: str = "") -> Any:
     reach(model, revision)
     with hub_errors(f"model {model}"):
         tokenizer = AutoTokenizer.from_pretrained(loadable(model, revision), revision=revision or None, trust_remote_code=False)
-        if tokenizer.vocab_size < 100:  # without its files transformers makes one of control tokens alone, for some models
+        if not tokenizer.get_vocab().keys() - {
+            str(token) for token in tokenizer.added_tokens_decoder.values()
+        }:  # without its files transformers makes one of control tokens alone, for some models
             raise ValueError(NO_TOKENIZER)
         return tokenizer

@@ -35,7 +35,9 @@ def all_there(record: logging.LogRecord) -> bool:
     return True
 
 
-logging.getLogger("transformers.modeling_utils").addFilter(all_there)
+loading = logging.getLogger("transformers.modeling_utils")
+loading.setLevel(logging.WARNING)  # also where the others are told to be quieter
+loading.addFilter(all_there)
 
 
 def precision(config: RunConfig, *, training: bool) -> Choice:
@@ -214,7 +216,9 @@ def attach(model: Any, config: RunConfig) -> Any:
             bias="none", use_dora=config.technique.adapter == "dora", random_state=config.seed,
             use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
         )  # fmt: skip
-    except ValueError as error:  # such as Mamba's out_proj, whose weight is used without its layer
+    except ValueError as error:
+        if not any(name in str(error) for name in config.target_modules):  # such as Mamba's out_proj, whose weight is used without its layer
+            raise
         raise UserError(f"PEFT adapts other --target-modules of {config.model}: {str(error).splitlines()[0]}") from None
     return fast_dora(model, config)
 

@@ -133,9 +133,9 @@ class Renderer:
         return text
 
     def is_own_prompt(self, **settings: Any) -> bool:
-        """Whether the template's own generation prompt is the one that replies are trained after."""
+        """Whether the template's own generation prompt, at today's date if it has one, is the one that replies are trained after."""
         asked = [{"role": "user", "content": "\ue0000\ue001"}]
-        own: str = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, strftime_now=TODAY.strftime, **settings)
+        own: str = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, **settings)
         return own.rstrip(" ") == self._chat_text(2).partition("\ue0001\ue001")[0].rstrip(" ")
 
     def _alpaca_text(self, turns: int, headed: bool) -> str:

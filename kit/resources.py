@@ -29,7 +29,7 @@ def _cuda() -> Any:
 
 def is_memory_error(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on the GPU or the CPU."""
-    said = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED", "Cannot allocate memory", "failed to map segment")
+    said = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED", "Cannot allocate memory")
     kinds = (RuntimeError, OSError, ImportError)
     return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or (isinstance(error, kinds) and any(s in str(error) for s in said))
 

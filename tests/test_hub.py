@@ -192,6 +192,24 @@ def test_an_answer_that_is_none_is_told_from_silence() -> None:
                 raise (error or bad) from (bad if error else None)
 
 
+@pytest.mark.parametrize("name", ["ReadError", "RemoteProtocolError", "ProxyError", "PoolTimeout"])
+def test_a_connection_that_drops_is_no_network(name: str) -> None:
+    import httpx
+
+    with pytest.raises(Unreachable, match="the hub cannot be reached; check the network"), hub_errors("model a/b"):
+        raise getattr(httpx, name)("Connection reset by peer")
+
+
+def test_an_error_of_datasets_without_words_keeps_its_name() -> None:
+    from datasets.exceptions import DatasetGenerationError
+
+    with pytest.raises(UserError, match="while generating the dataset: AssertionError"), hub_errors("dataset a/b"):  # noqa: PT012
+        try:
+            raise AssertionError
+        except AssertionError as error:
+            raise DatasetGenerationError("An error occurred while generating the dataset") from error
+
+
 def test_half_a_model_in_the_cache_is_not_called_a_model_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="model a/b is not in the local cache"), hub_errors("model a/b"):

@@ -195,6 +195,8 @@ def test_an_export_says_how_engines_get_the_trained_prompt(tokenizer) -> None:
     assert prompting(Renderer(tokenizer, "chat", 256)) == prompting(Renderer(templated(tokenizer, quick), "alpaca", 256)) == ""
     assert prompting(Renderer(templated(tokenizer, quick), "chat", 256)).endswith("not the one that was trained; ask engines for enable_thinking=false.")
     assert prompting(Renderer(templated(tokenizer, THINKING), "chat", 256)).endswith("so replies may differ from the run's.")
+    dated = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template  # engines go by the clock
+    assert prompting(Renderer(templated(tokenizer, dated), "chat", 256)).endswith("so replies may differ from the run's.")
 
 
 def test_a_template_that_ends_the_last_reply_alone_is_refused(tokenizer) -> None:

@@ -16,6 +16,7 @@ from conftest import ROOT
 
 from kit import files, runs
 from kit.checkpoints import last_checkpoint
+from kit.cli import explained
 from kit.config import RunConfig
 from kit.device import Gpu, choose_precision, choose_recipe
 from kit.errors import UserError
@@ -68,8 +69,7 @@ def test_a_full_disk_is_one_line() -> None:
     assert done.stderr.startswith("error: the disk is full, or writing failed: SafetensorError: No space left on device (os error 28); the same command")
 
 
-@pytest.mark.parametrize("raised", ["MemoryError()", "ImportError('libtorch.so: failed to map segment from shared object')",
-                                    "OSError(errno.ENOMEM, 'Cannot allocate memory')"])  # fmt: skip
+@pytest.mark.parametrize("raised", ["MemoryError()", "OSError(errno.ENOMEM, 'Cannot allocate memory')"])
 def test_memory_that_runs_out_is_one_line(raised: str) -> None:
     code = f"import errno; from kit.cli import run\ndef main(): raise {raised}\nrun(main)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -81,6 +81,12 @@ def test_a_package_that_is_missing_is_one_line() -> None:
     code = "from kit.cli import run\ndef main(): raise ImportError('You need to install `lomo_optim`')\nrun(main)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "error: You need to install `lomo_optim`\n")
+
+
+@pytest.mark.parametrize("said", ["cannot import name 'install' from 'kit.dora'", "x.so: failed to map segment from shared object"])
+def test_what_is_no_ones_to_mend_in_a_line_keeps_its_traceback(said: str) -> None:
+    """The second is a folder from which nothing may be run as often as a want of memory."""
+    assert explained(ImportError(said)) is None
 
 
 def test_a_run_keeps_its_settings(tiny: Make) -> None:
