@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from kit import processes
 from kit.config import BASE, GROUPS, Field, RunConfig, fields, recipes
-from kit.errors import UserError, unknown
+from kit.errors import UserError, first_line, unknown
 from kit.methods import METHODS
 from kit.settings import resolve
 
@@ -172,7 +172,7 @@ def explained(error: Exception) -> str | None:
     """What is the user's to mend, in a line; None for what is not."""
     from kit.resources import is_memory_error
 
-    said = (str(error).splitlines() or [type(error).__name__])[0]
+    said = first_line(error)
     if is_memory_error(error):
         return f"out of memory ({said}); the same command goes on when there is more"
     if isinstance(error, OSError) and error.errno in UNWRITABLE:

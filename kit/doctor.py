@@ -15,8 +15,9 @@ from kit.config import RunConfig
 from kit.device import cuda_gpu
 from kit.errors import UserError
 from kit.hub import Unreachable, hub_errors, loadable
+from kit.layers import check_targets, linear_layers
 from kit.methods import METHODS
-from kit.model import check_targets, import_unsloth, linear_layers, precision
+from kit.model import import_unsloth, precision
 from kit.settings import check, sibling
 from kit.sources import Stream
 

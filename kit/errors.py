@@ -14,6 +14,11 @@ class UserError(Exception):
         self.problems = problems
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """`unknown method 'qlroa'; did you mean 'qlora'?`, or the list of known names when nothing is close."""
     names = sorted(known)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.console import say
-from kit.errors import UserError
+from kit.errors import UserError, first_line
 
 BUILTIN = {"builtin": Path(__file__).parent / "assets" / "model", "builtin-gptneo": Path(__file__).parent / "assets" / "gptneo"}
 
@@ -59,9 +59,9 @@ def hub_errors(what: str) -> Iterator[None]:
             raise Unreachable(f"{what} is not in the local cache and the hub cannot be reached{answered}; check the network, or use --recipe tiny") from None
         known = any(word in type(error).__name__ for word in ("Dataset", "Safetensor")) or str(error).startswith("Dataset scripts")
         if known or isinstance(error, (OSError, ValueError)):
-            reason, *more = str(error).strip().splitlines()
+            reason, more = first_line(error), str(error).strip().splitlines()[1:]
             if reason.startswith("An error occurred while generating") and len(chain) > 1:
-                reason += f": {(str(chain[1]).splitlines() or [type(chain[1]).__name__])[0]}"
+                reason += f": {first_line(chain[1])}"
             if reason.startswith("Config name is missing"):
                 reason = f"it has subsets, and one must be named as OWNER/DATASET:SUBSET:SPLIT; {' '.join(more[:1])}"
             if reason.startswith("Unrecognized model in") or "a file named config.json" in reason:

@@ -16,9 +16,10 @@ from kit import dataset
 from kit.config import BASE, RunConfig
 from kit.console import console, say
 from kit.device import Choice, choose_precision, cuda_gpu
-from kit.errors import UserError, unknown
+from kit.errors import UserError, first_line
 from kit.generation import any_shape
 from kit.hub import hub_errors, load_tokenizer, loadable, reach
+from kit.layers import check_targets, linear_layers, targets, text_weights
 from kit.resources import is_memory_error
 
 # On some processors bitsandbytes looks for a faster 4-bit kernel on the hub and warns that it has none.
@@ -155,55 +156,6 @@ def built(architecture: Any, **settings: Any) -> Any:
     return model
 
 
-def linear_layers(model: Any) -> dict[str, tuple[int, int]]:
-    """(outputs, inputs) of every kind of linear layer that text goes through, by its name's last part; the smallest when they differ."""
-    import torch
-
-    out: dict[str, tuple[int, int]] = {}
-    for name, module in model.get_decoder().named_modules():
-        if isinstance(module, torch.nn.Linear):
-            last, shape = name.rpartition(".")[2], (module.out_features, module.in_features)
-            out[last] = min(out.get(last, shape), shape, key=min)
-    return out
-
-
-def text_weights(model: Any) -> list[Any]:
-    """The parameters that text goes through, tied ones once: all, but for those with which a model also sees or hears."""
-    parts = (model.get_decoder(), model.get_output_embeddings())
-    return list({id(p): p for part in parts if part is not None for p in part.parameters()}.values())
-
-
-def targets(model: Any, config: RunConfig) -> list[str] | str:
-    """The layers to adapt as PEFT is told: by their names' last parts or, where a vision tower has layers of these names too, by a pattern."""
-    import torch
-
-    text = model.get_decoder()
-    inside = {id(m) for m in text.modules()}
-    named = (m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.rpartition(".")[2] in config.target_modules)
-    if all(id(m) in inside for m in named):
-        return list(config.target_modules)
-    path = next(n for n, m in model.named_modules() if m is text)
-    return rf"{re.escape(path)}\..*\.({'|'.join(map(re.escape, config.target_modules))})"
-
-
-def check_targets(config: RunConfig, layers: dict[str, tuple[int, int]]) -> list[str]:
-    """What is wrong with the target modules and the rank, given the model's linear layers."""
-    if "target_modules" in config.technique.unused:
-        return []
-    if not layers:
-        return [f"{config.model} has no linear layers that {config.method} could use (GPT-2's are of another kind); --method full trains it"]
-    missing = [t for t in config.target_modules if t not in layers]
-    problems = [unknown("target module", t, layers) for t in missing if t not in RunConfig.target_modules]
-    if usual := [t for t in missing if t in RunConfig.target_modules]:
-        flags = " ".join(f"--target-modules {t}" for t, shape in layers.items() if min(shape) >= config.rank)
-        problems.append(f"{config.model} has no layers {', '.join(usual)}; name those to adapt, such as {flags}")
-    narrow = {t: min(layers[t]) for t in config.target_modules if t in layers and min(layers[t]) < config.rank}
-    if narrow and not config.technique.projection:
-        sides = ", ".join(f"{t} {side}" for t, side in sorted(narrow.items()))
-        problems.append(f"--rank {config.rank} is larger than the layers it adapts ({sides}); use at most {min(narrow.values())} or other --target-modules")
-    return problems
-
-
 def attach(model: Any, config: RunConfig) -> Any:
     """The model with the method's parameters trainable: a new adapter, or the weights themselves."""
     if problems := check_targets(config, linear_layers(model)):
@@ -219,7 +171,7 @@ def attach(model: Any, config: RunConfig) -> Any:
     except ValueError as error:
         if not any(name in str(error) for name in config.target_modules):  # such as Mamba's out_proj, whose weight is used without its layer
             raise
-        raise UserError(f"PEFT adapts other --target-modules of {config.model}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"PEFT adapts other --target-modules of {config.model}: {first_line(error)}") from None
     return fast_dora(model, config)
 
 
@@ -275,8 +227,7 @@ def undamaged(saved: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, UserError) or is_memory_error(error):
             raise
-        said = str(error).strip().splitlines() or [""]
-        raise UserError(f"{saved} is damaged ({type(error).__name__}: {said[0]}); remove it and train again") from None
+        raise UserError(f"{saved} is damaged ({type(error).__name__}: {first_line(error)}); remove it and train again") from None
 
 
 def saved_folder(config: RunConfig) -> Path:

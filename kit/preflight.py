@@ -11,7 +11,8 @@ from kit.console import say
 from kit.device import cuda_gpu, total_memory
 from kit.errors import UserError, unknown
 from kit.hub import hub_errors
-from kit.model import architecture, built, check_targets, linear_layers, precision, text_weights
+from kit.layers import adapted, check_targets, linear_layers, text_weights
+from kit.model import architecture, built, precision
 from kit.resources import GIB, size
 
 # NF4 with double quantisation: 4 bits, an 8-bit scale for each 64 values and a float32 for each 256 scales (Dettmers et al. 2023, section 3).
@@ -139,13 +140,6 @@ def adapter_size(config: RunConfig, model: Any) -> int:
     modules = adapted(config, model)
     magnitudes = sum(m.out_features for m in modules) if config.technique.adapter == "dora" else 0
     return int(sum(config.rank * (m.in_features + m.out_features) for m in modules) + magnitudes)
-
-
-def adapted(config: RunConfig, model: Any) -> list[Any]:
-    """The linear layers that get an adapter."""
-    import torch
-
-    return [m for n, m in model.get_decoder().named_modules() if isinstance(m, torch.nn.Linear) and n.rpartition(".")[2] in config.target_modules]
 
 
 def adapted_share(config: RunConfig, model: Any) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from kit.errors import UserError
+from kit.errors import UserError, first_line
 
 Record = dict[str, Any]
 # The names that the field's datasets give to a list of turns, and to a turn's role.
@@ -166,7 +166,7 @@ def _parquet(file: IO[bytes], path: Path, _wanted: Container[int] | None, _told:
                 number += 1
                 yield number, row
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise UserError(f"{path}: damaged or cut off Parquet file after row {number} ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: damaged or cut off Parquet file after row {number} ({first_line(error)})") from None
 
 
 READERS: dict[str, Callable[[IO[bytes], Path, Container[int] | None, set[str]], Numbered]] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.config import BASE, RunConfig
-from kit.errors import UserError
+from kit.errors import UserError, first_line
 from kit.files import read_json, read_jsonl
 from kit.gates import failed
 from kit.methods import METHODS
@@ -93,7 +93,7 @@ def _row(folder: Path) -> Row:
         if row["status"] == "done" and not row["ranked"]:
             row["reason"] = f"not ranked; {'; '.join(failed(row['gates']))}"
     except (UserError, TypeError, AttributeError, KeyError) as error:
-        return row | {"status": "damaged", "reason": str(error).splitlines()[0], "ranked": False}
+        return row | {"status": "damaged", "reason": first_line(error), "ranked": False}
     for name, shape in (("samples", SAMPLES), ("tasks", TASKS)):
         try:
             row[name] = optional(folder / f"{name}.json", shape) or None
