@@ -20,6 +20,7 @@ from kit.errors import UserError, first_line
 from kit.generation import any_shape
 from kit.hub import hub_errors, load_tokenizer, loadable, reach
 from kit.layers import check_targets, linear_layers, targets, text_weights
+from kit.prompts import Renderer
 from kit.resources import is_memory_error
 
 # On some processors bitsandbytes looks for a faster 4-bit kernel on the hub and warns that it has none.
@@ -102,6 +103,7 @@ def load_base(config: RunConfig, *, training: bool = False, folder: Path | None 
     model.requires_grad_(False)
     tokenizer = load_tokenizer(config.model, config.revision)
     as_stored(model, tokenizer, architecture(config).get_text_config().vocab_size)
+    embedded(config, model, tokenizer)
     return model, tokenizer, chosen
 
 
@@ -142,6 +144,15 @@ def as_stored(model: Any, tokenizer: Any, vocabulary: int) -> None:
     if model.get_input_embeddings().weight.shape[0] != vocabulary:
         model.resize_token_embeddings(vocabulary)
     model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def embedded(config: RunConfig, model: Any, tokenizer: Any) -> None:
+    """Control tokens that were added to a tokenizer and never to the model are a UserError: a GPU would only say that an index is out of bounds."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    control = Renderer(tokenizer, config.format, config.max_length).scaffold(2, False)
+    if beyond := sorted({i for piece in control for i in piece if i >= rows}):
+        raise UserError(f"{config.model} has embeddings of tokens up to {rows - 1}, and its {config.format} format uses {tokenizer.decode(beyond[:1])!r}, "
+                        f"token {beyond[0]}" + ("; use --format alpaca" if config.format == "chat" else ""))  # fmt: skip
 
 
 def built(architecture: Any, **settings: Any) -> Any:

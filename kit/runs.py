@@ -60,10 +60,11 @@ def load_config(folder: Path, places: Mapping[str, str]) -> RunConfig:
 
 def provenance(config: RunConfig, data_hash: str) -> dict[str, Any]:
     """Where a result comes from: code, versions, hardware, seed, data and model."""
-    from kit.hub import loaded_from
+    from kit.hub import BUILTIN, loaded_from, state
 
     repository, commit = loaded_from(config.model, config.revision)
-    hub = {"model_repository": repository, "model_revision": commit} if commit else {"model_repository": None, "model_revision": None}
+    own = state(Path(repository)) if commit is None and config.model not in BUILTIN else None  # the code's revision stands for what is shipped
+    hub = {"model_repository": repository if commit else None, "model_revision": commit or own}
     return {
         "git": _git("rev-parse", "HEAD"), "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")), "versions": versions(), **machine(),
         "seed": config.seed, "data": data_hash, "model": config.model, **hub,

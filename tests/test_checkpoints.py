@@ -120,6 +120,18 @@ def test_padding_without_a_row_of_the_embeddings_is_the_end_of_text(ready: Make,
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
 
 
+def test_control_tokens_without_a_row_of_the_embeddings_are_named(ready: Make, model: Callable[..., Path]) -> None:
+    """As where a chat template was given new ones, and the embeddings were not resized: an IndexError, or an assertion of the GPU's."""
+    folder = model()
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<end_of_turn>", "<|over|>"))
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|over|>"]})
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"has embeddings of tokens up to \d+, and its chat format uses '<\|over\|>', token \d+; use --format alpaca"):
+        load_base(ready("--model", str(folder), "--method", "base"))
+
+
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 def test_an_adapter_beside_a_model_is_not_the_base(ready: Make, model: Callable[..., Path]) -> None:
     """Unsloth loads the adapter onto the model that it names, and the untuned model would be a tuned one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from kit.config import RunConfig
 from kit.device import Gpu, choose_precision, choose_recipe
 from kit.errors import UserError
 from kit.files import read_json, read_jsonl
+from kit.hub import BUILTIN
 from kit.progress import TrainingProgress
 from kit.resources import Phases, energy
 from kit.runs import open_run
@@ -130,6 +132,22 @@ def test_provenance_names_versions_and_hardware(tiny: Make) -> None:
     assert made["data"] == "hash"
     assert made["gpu"] is None
     assert made["gpu_absent_because"]
+
+
+def test_a_model_folder_that_changes_in_place_is_another_model(tiny: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(BUILTIN["builtin"], folder)
+    config = tiny("--model", str(folder))
+    before, again = (runs.provenance(config, "hash")["model_revision"] for _ in range(2))
+    with (folder / "model.safetensors").open("r+b") as file:  # as training it further would change every page
+        content = bytearray(file.read())
+        content[-len(content) // 2 :] = bytes(b ^ 1 for b in content[-len(content) // 2 :])
+        file.seek(0)
+        file.write(content)
+    assert before == again
+    assert len(before) == 64
+    assert runs.provenance(config, "hash")["model_revision"] != before
+    assert runs.provenance(tiny(), "hash")["model_revision"] is None
 
 
 def test_the_peak_of_one_phase_does_not_leak_into_the_next() -> None:

@@ -69,6 +69,7 @@ def test_a_clear_difference_a_tie_and_a_doubt(tiny: Make) -> None:
         ((), {"provenance": PROVENANCE | {"cpu": "d"}}, "another CPU"),
         ((), {"provenance": PROVENANCE | {"data": "of before"}}, "another data"),
         ((), {"provenance": PROVENANCE | {"git": "abc"}}, "another code revision"),
+        ((), {"provenance": PROVENANCE | {"model_revision": "abc"}}, "another model revision"),
         ((), {"provenance": PROVENANCE | {"versions": {"python": "4"}}}, "other versions of the libraries"),
         ((), {"gates": {"moved": {"passed": False, "detail": "0 of 84 trainable tensors changed"}}}, "not ranked; moved: 0 of 84 trainable tensors changed"),
     ],

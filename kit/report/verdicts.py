@@ -19,7 +19,7 @@ from kit.report.rows import SCORES, Row, title
 Verdict = dict[str, Any]
 Said = dict[tuple[str, str, str], Verdict]
 # What must be the same in two runs beyond their settings, by the name a reader sees.
-ALIKE = {"data": "data", "gpu": "GPU", "cpu": "CPU", "versions": "versions", "git": "code revision"}
+ALIKE = {"data": "data", "gpu": "GPU", "cpu": "CPU", "versions": "versions", "git": "code revision", "model_revision": "model revision"}
 
 
 def verdicts(results: Results) -> tuple[list[Verdict], list[str]]:
