@@ -38,7 +38,8 @@ def all_there(record: logging.LogRecord) -> bool:
 
 
 loading = logging.getLogger("transformers.modeling_utils")
-loading.setLevel(logging.WARNING)  # also where the others are told to be quieter
+# Also where the others are told to be quieter; at WARNING itself transformers would name every layer that several GPUs do not share.
+loading.setLevel(logging.WARNING - 1)
 loading.addFilter(all_there)
 
 

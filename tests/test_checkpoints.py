@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from kit.config import RunConfig
 from kit.errors import UserError
 from kit.files import read_json, write_json
 from kit.hub import BUILTIN, load_tokenizer, loadable
-from kit.model import architecture, attach, load_base, settle
+from kit.model import architecture, attach, import_unsloth, load_base, settle
 from kit.prompts import Renderer
 
 Make = Callable[..., RunConfig]
@@ -54,6 +55,14 @@ def test_weights_that_are_missing_or_of_other_shapes_are_not_made_up(ready: Make
     write_json(folder / "config.json", read_json(folder / "config.json") | {"intermediate_size": 256})
     with pytest.raises(UserError, match=r"describes \(model\.layers.*: mismatch"):
         load_base(base)
+
+
+def test_a_whole_model_is_loaded_without_a_word_of_the_library(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_unsloth()
+    said: list[str] = []
+    monkeypatch.setattr(logging.getLogger("transformers").handlers[0], "emit", lambda record: said.append(record.getMessage()))
+    load_base(ready("--method", "base"))
+    assert said == []
 
 
 def test_pickled_weights_are_not_read(ready: Make, model: Callable[..., Path]) -> None:
