@@ -54,6 +54,7 @@ class RunConfig:
     limit_test: Annotated[int | None, "use only the first N test rows (a trial)"] = None
     rank: Annotated[int, "rank of the adapter matrices"] = 16
     alpha: Annotated[int, "adapter scale numerator: the update is scaled by alpha / rank"] = 16
+    rslora: Annotated[bool, "rank-stabilised scale: alpha / sqrt(rank) in place of alpha / rank"] = False
     dropout: Annotated[float, "dropout on the adapter's input"] = 0.0
     target_modules: Annotated[tuple[str, ...], "linear layers that get an adapter, repeatable"] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
@@ -68,6 +69,7 @@ class RunConfig:
     accumulation: Annotated[int, "forward passes an optimiser step; effective batch = micro-batch x accumulation"] = 2
     auto_batch: Annotated[bool, "out of memory: halve the micro-batch, double the accumulation and go on"] = False
     learning_rate: Annotated[float, "peak learning rate"] = 2e-4
+    loraplus_lr_ratio: Annotated[float, "LoRA+: the learning rate of the adapter's B (and magnitude) over that of its A, which is --learning-rate"] = 1.0
     tuned: Annotated[bool, "take the learning rate that scripts/sweep.py found best for this method"] = False
     schedule: Annotated[str, "learning-rate schedule: linear, cosine, constant or constant_with_warmup"] = "linear"
     warmup_ratio: Annotated[float, "share of the steps that warm up"] = 0.03
@@ -126,9 +128,9 @@ class RunConfig:
 
 
 TRAINING_FIELDS = (
-    "seed", "limit_train", "rank", "alpha", "dropout", "target_modules", "update_gap", "projection_scale", "train_embeddings", "tuned", "dora_kernel",
+    "seed", "limit_train", "rank", "alpha", "rslora", "dropout", "target_modules", "update_gap", "projection_scale", "train_embeddings", "tuned", "dora_kernel",
     "epochs", "max_steps", "micro_batch", "accumulation",
-    "learning_rate", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "optimizer", "gradient_checkpointing", "save_steps",
+    "learning_rate", "loraplus_lr_ratio", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "optimizer", "gradient_checkpointing", "save_steps",
 )  # fmt: skip
 # What decides how a run is evaluated and nothing before.
 EVALUATION_FIELDS = ("limit_test", "max_new_tokens", "eval_tokens", "engine")

@@ -91,17 +91,22 @@ def adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return load_file(folder / "adapter_model.safetensors"), read_json(folder / "adapter_config.json")
 
 
+def scale(settings: dict[str, Any]) -> float:
+    """The factor of an adapter's update, from its adapter_config."""
+    return float(settings["lora_alpha"] / (math.sqrt(settings["r"]) if settings.get("use_rslora") else settings["r"]))
+
+
 def widen(model: Any, start: Path) -> None:
     """Copies a saved adapter of lower rank into the model's new one; the function stays what the saved adapter made it.
 
-    The first rows of A and columns of B take the old values, scaled because alpha / rank differ; the other columns of B are zero as initialised.
+    The first rows of A and columns of B take the old values, scaled because the scales differ; the other columns of B are zero as initialised.
     """
     import torch
 
     tensors, settings = adapter(start)
     parameters = dict(model.named_parameters())
     new = model.peft_config["default"]
-    factor = math.sqrt(settings["lora_alpha"] / settings["r"] * new.r / new.lora_alpha)
+    factor = math.sqrt(scale(settings) / scale(new.to_dict()))
     with torch.no_grad():
         for name, old in tensors.items():
             target = parameters[name.replace("_A.weight", "_A.default.weight").replace("_B.weight", "_B.default.weight")]
@@ -118,7 +123,8 @@ def padded(source: Path, target: Path, rank: int) -> Path:
     extra = rank - settings["r"]
     wide = {n: torch.nn.functional.pad(t, (0, 0, 0, extra) if "lora_A" in n else (0, extra)).contiguous() for n, t in tensors.items()}
     save_file(wide, target / "adapter_model.safetensors")
-    (target / "adapter_config.json").write_text(json.dumps(settings | {"r": rank, "lora_alpha": settings["lora_alpha"] / settings["r"] * rank}))
+    # Not rank-stabilised, since PEFT makes combinations of such ones with another scale than they have.
+    (target / "adapter_config.json").write_text(json.dumps(settings | {"r": rank, "lora_alpha": scale(settings) * rank, "use_rslora": False}))
     return target
 
 

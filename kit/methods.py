@@ -34,7 +34,7 @@ class Method:
     def unused(self) -> frozenset[str]:
         """The settings that mean nothing to it: two runs that differ in one of these do not differ by it."""
         return frozenset(
-            (("alpha", "dropout") if self.full else ("train_embeddings",))
+            (("alpha", "dropout", "rslora", "loraplus_lr_ratio") if self.full else ("train_embeddings",))
             + (("rank", "target_modules") if self.full and not self.projection else ())
             + (() if self.projection else ("update_gap", "projection_scale"))
             + (() if self.adapter == "dora" else ("dora_kernel",))
@@ -42,6 +42,10 @@ class Method:
 
 
 HIGH_RANK = {"rank": 128, "alpha": 32}
+# Its scale is 11 times highrank's; the rate is that of Unsloth's notebooks for this rank, alpha and scale.
+RSLORA = {**HIGH_RANK, "rslora": True, "learning_rate": 5e-5}
+# The ratio that its authors recommend, at a lower rate, as PEFT's documentation has both.
+LORAPLUS = {"learning_rate": 5e-5, "loraplus_lr_ratio": 16.0}
 GALORE = {"rank": 128, "learning_rate": 1e-4, "projection_scale": 0.25}
 # As its authors' code and transformers have it: a scale of 1, at a rate that moves the weights as far as GaLore's does.
 APOLLO = {"rank": 128, "learning_rate": 2.5e-5, "projection_scale": 1.0}
@@ -54,9 +58,17 @@ METHODS: dict[str, Method] = {
     "lora": Method("LoRA", "Trained low-rank updates beside frozen weights (Hu et al. 2021).", papers=("lora",)),
     "dora": Method("DoRA", "LoRA on the direction of each weight row, with its magnitude trained apart (Liu et al. 2024).", adapter="dora", papers=("dora",)),
     "qdora": Method("QDoRA", "DoRA on a base model stored in 4-bit NF4.", four_bit=True, adapter="dora", papers=("dora", "qlora")),
+    "loraplus": Method(
+        "LoRA+", "LoRA whose B learns at a higher rate than its A (Hayou et al. 2024).",
+        settings=LORAPLUS, papers=("loraplus", "lora"),
+    ),
     "highrank": Method(
         "high-rank LoRA", 'LoRA of a high rank on attention and MLP, which one study called "modified GaLore".',
         settings=HIGH_RANK, papers=("lora",),
+    ),
+    "rslora": Method(
+        "rsLoRA", "LoRA of a high rank scaled by alpha / sqrt(rank), so that a higher rank does not learn less (Kalajdzievski 2023).",
+        settings=RSLORA, papers=("rslora", "lora"),
     ),
     "galore": Method(
         "GaLore", "All weights of the layers trained, with gradients and Adam's moments in a low-rank subspace (Zhao et al. 2024).",

@@ -177,7 +177,7 @@ def attach(model: Any, config: RunConfig) -> Any:
     try:
         model = import_unsloth().FastModel.get_peft_model(
             model, r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets(model, config),
-            bias="none", use_dora=config.technique.adapter == "dora", random_state=config.seed,
+            bias="none", use_dora=config.technique.adapter == "dora", use_rslora=config.rslora, random_state=config.seed,
             use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
         )  # fmt: skip
     except ValueError as error:

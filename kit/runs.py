@@ -36,8 +36,7 @@ def open_run(config: RunConfig) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, {"schema": SCHEMA, **config.identity()})
         return folder
-    stored = {k: v for k, v in read_json(path).items() if k != "schema"}
-    wanted = config.identity()
+    stored, wanted = load_config(folder, {}).identity(), config.identity()
     differing = sorted(k for k in stored.keys() | wanted.keys() if stored.get(k) != wanted.get(k))
     if differing and {*differing} <= {*EVALUATION_FIELDS} and not any((folder / kept).exists() for kept in ("predictions.jsonl", "eval.json")):
         write_json(path, {"schema": SCHEMA, **wanted})  # a run that is trained and not evaluated yet

@@ -125,8 +125,8 @@ def check(config: RunConfig) -> None:
     if unusable := [f"--{f.replace('_', '-')} must be a finite number, got {v}" for f, v in numbers.items() if not math.isfinite(v)]:
         raise UserError(*unusable)
     positive = ("train_per_source", "test_per_source", "max_length", "rank", "alpha", "epochs", "micro_batch", "accumulation",
-                "learning_rate", "save_steps", "max_new_tokens", "eval_tokens", "limit_train", "limit_test", "max_steps", "update_gap", "projection_scale",
-                "price_per_kwh")  # fmt: skip
+                "learning_rate", "loraplus_lr_ratio", "save_steps", "max_new_tokens", "eval_tokens", "limit_train", "limit_test", "max_steps",
+                "update_gap", "projection_scale", "price_per_kwh")  # fmt: skip
     flag = {f: f"--{f.replace('_', '-')}" for f in fields()}
     problems = [f"{flag[f]} must be greater than 0, got {v}" for f in positive if (v := getattr(config, f)) is not None and v <= 0]
     problems += [f"{flag[f]} must not be negative, got {v}" for f in ("valid_per_source", "weight_decay", "max_grad_norm") if (v := getattr(config, f)) < 0]

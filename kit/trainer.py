@@ -140,11 +140,17 @@ class Kit:
         return super().create_scheduler(num_training_steps, *args, **kwargs)  # type: ignore[misc]
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The trainer's own optimiser, or the low-rank one of the methods that project gradients."""
-        if not self.config.technique.projection or self.optimizer is not None:
-            return super().create_optimizer(*([model] if model is not None else []))  # type: ignore[misc]
-        self.optimizer = low_rank_optimizer(self.config, self.model if model is None else model)  # type: ignore[attr-defined]
-        return self.optimizer
+        """The trainer's own optimiser, one with a rate of its own for B, or the low-rank one of the methods that project gradients."""
+        trained = self.model if model is None else model  # type: ignore[attr-defined]
+        if self.optimizer is None and self.config.technique.projection:
+            self.optimizer = low_rank_optimizer(self.config, trained)
+        elif self.optimizer is None and not self.config.technique.full and self.config.loraplus_lr_ratio != 1:
+            from peft.optimizers import create_loraplus_optimizer
+
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, trained)  # type: ignore[attr-defined]
+            ratio, decay = self.config.loraplus_lr_ratio, self.config.weight_decay
+            self.optimizer = create_loraplus_optimizer(trained, kind, **settings, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay)
+        return self.optimizer or super().create_optimizer(*([model] if model is not None else []))  # type: ignore[misc]
 
 
 def low_rank_optimizer(config: RunConfig, model: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,17 +45,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Callable[..., Run
     return make, make("--method", "lora").run_dir / "adapter"
 
 
-def test_widening_and_padding_keep_the_function(trained: tuple[Make, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("stabilised", [False, True])
+@pytest.mark.parametrize("method", ["highrank", "rslora"])
+def test_widening_and_padding_keep_the_function(trained: tuple[Make, Path], tmp_path: Path, method: str, stabilised: bool) -> None:
     import torch
     from peft import PeftModel
 
-    make, source = trained
+    make, folder = trained
+    source = Path(shutil.copytree(folder, tmp_path / "source"))
+    write_json(source / "adapter_config.json", read_json(source / "adapter_config.json") | {"use_rslora": stabilised})  # 4 times the scale
     expected = logits(PeftModel.from_pretrained(load_base(make("--method", "lora"))[0], str(source)))
     untuned = logits(load_base(make("--method", "lora"))[0])
     assert (expected - untuned).abs().max() > 0.5
-    wide = make("--method", "highrank")
+    wide = make("--method", method)
     assert (wide.rank, wide.alpha) == (48, 12)
     model = attach(load_base(wide)[0], wide)
+    assert {m.scaling["default"] for m in model.modules() if isinstance(getattr(m, "scaling", None), dict)} == {12 / (48**0.5 if method == "rslora" else 48)}
     widen(model, source)
     assert torch.allclose(logits(model), expected, atol=1e-4)
     again = PeftModel.from_pretrained(load_base(make("--method", "lora"))[0], str(padded(source, tmp_path / "wide", 48)))

@@ -100,6 +100,16 @@ def test_a_run_keeps_its_settings(tiny: Make) -> None:
     assert runs.load_config(folder, {}).rank == 4
 
 
+def test_a_run_from_before_a_setting_existed_has_its_default(tiny: Make) -> None:
+    folder = runs.open_run(tiny("--method", "lora"))
+    (folder / "adapter").mkdir()
+    stored = read_json(folder / "config.json")
+    files.write_json(folder / "config.json", {k: v for k, v in stored.items() if k != "rslora"})
+    assert runs.open_run(tiny("--method", "lora")) == folder
+    with pytest.raises(UserError, match=r"made with other settings \(rslora False -> True\)"):
+        runs.open_run(tiny("--method", "lora", "--rslora"))
+
+
 def test_a_run_that_failed_before_its_first_result_takes_new_settings(tiny: Make) -> None:
     runs.open_run(tiny("--rank", "4"))
     assert runs.load_config(runs.open_run(tiny("--rank", "8")), {}).rank == 8

@@ -66,6 +66,20 @@ def test_every_method_trains_saves_and_passes_its_gates(ready: Make, method: str
     assert (row["status"], row["ranked"], row["reason"]) == ("done", True, None)
 
 
+@pytest.mark.parametrize(("method", "ratio"), [("lora", 1), ("loraplus", 16)])
+def test_lora_plus_has_a_rate_of_its_own_for_b(ready: Make, method: str, ratio: float) -> None:
+    """Adam's first step is the learning rate, whatever the gradient; A has none yet."""
+    from safetensors.torch import load_file
+
+    config = ready("--method", method, *SHORT, "--max-steps", "1", "--learning-rate", "1e-3", "--weight-decay", "0")
+    train(config)
+    assert [r["learning_rate"] for r in log(config)] == [1e-3]
+    weights = load_file(config.run_dir / "adapter" / "adapter_model.safetensors")
+    moved = {n: float(w.abs().median()) for n, w in weights.items() if "lora_B" in n}
+    assert len(moved) == 42
+    assert moved == pytest.approx(dict.fromkeys(moved, ratio * 1e-3), rel=0.02)
+
+
 def test_a_mixture_trains_on_its_replies_alone(ready: Make, tmp_path: Path) -> None:
     """TRL's balance of the experts fails for Granite's; what it sets for the others made the trained model fail where it generates."""
     from transformers import GraniteMoeConfig

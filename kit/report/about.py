@@ -93,7 +93,9 @@ def _here(row: Row) -> str:
         return ""
     adapter, projected = ("rank", "alpha"), ("rank", "update_gap", "projection_scale")
     own = projected if method.projection else () if method.full else adapter
-    said = [f"{key.replace('_', ' ')} {_value(config[key])}" for key in (*own, "learning_rate") if config.get(key) is not None]
+    numbers = [key for key, value in method.settings.items() if type(value) in (int, float)]
+    keys = dict.fromkeys((*own, "learning_rate", *numbers))
+    said = [f"{key.replace('_', ' ')} {_value(config[key])}" for key in keys if config.get(key) is not None]
     return f" Here: {', '.join(said)}." if said else ""
 
 

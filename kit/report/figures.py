@@ -20,9 +20,12 @@ from kit.report.rows import Row, curves, plain, title
 from kit.report.words import names, sentence
 
 # Okabe and Ito's palette (2008), its yellow darker to be seen as a line, grey for the base model; then as many more as there are methods.
-COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B5A400", "#000000", "#882255", "#44AA99")
-MARKERS = "osD^vP*Xhd<"
-DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", *((0, d) for d in ((5, 1), (1, 1), (3, 1, 1, 1), (8, 2), (8, 2, 1, 2), (3, 3), (8, 1, 1, 1, 1, 1))))
+COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B5A400", "#000000", "#882255", "#44AA99",
+           "#332288", "#8C510A")  # fmt: skip
+MARKERS = "osD^vP*Xhd<>p"
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", *((0, d) for d in (
+    (5, 1), (1, 1), (3, 1, 1, 1), (8, 2), (8, 2, 1, 2), (3, 3), (8, 1, 1, 1, 1, 1), (1, 3), (5, 3, 1, 3),
+)))  # fmt: skip
 POINTS = 300  # of a loss curve; more cannot be seen
 SPREAD = (5, 25, 50, 75, 95)
 Shared = Literal["none", "row"]

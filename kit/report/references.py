@@ -31,11 +31,13 @@ PAPERS = {
              "70(4), 213–220.",
     "krippendorff": "Krippendorff, K. (2011). Computing Krippendorff's Alpha-Reliability. University of Pennsylvania.",
     "lora": "Hu, E. J., et al. (2021). LoRA: Low-Rank Adaptation of Large Language Models. ICLR 2022. arXiv:2106.09685.",
+    "loraplus": "Hayou, S., Ghosh, N., Yu, B. (2024). LoRA+: Efficient Low Rank Adaptation of Large Models. ICML 2024. arXiv:2402.12354.",
     "peft": "Mangrulkar, S., et al. (2022). PEFT: State-of-the-art Parameter-Efficient Fine-Tuning methods. github.com/huggingface/peft.",
     "qlora": "Dettmers, T., Pagnoni, A., Holtzman, A., Zettlemoyer, L. (2023). QLoRA: Efficient Finetuning of Quantized LLMs. NeurIPS 2023. arXiv:2305.14314.",
     "randomisation": "Riezler, S., Maxwell, J. T. (2005). On Some Pitfalls in Automatic Evaluation and Significance Testing for MT. ACL Workshop on "
                      "Intrinsic and Extrinsic Evaluation Measures for MT and/or Summarization, 57–64.",
     "rouge": "Lin, C.-Y. (2004). ROUGE: A Package for Automatic Evaluation of Summaries. Text Summarization Branches Out, 74–81.",
+    "rslora": "Kalajdzievski, D. (2023). A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA. arXiv:2312.03732.",
     "sacrebleu": "Post, M. (2018). A Call for Clarity in Reporting BLEU Scores. WMT 2018, 186–191. arXiv:1804.08771.",
     "ties": "Yadav, P., et al. (2023). TIES-Merging: Resolving Interference When Merging Models. NeurIPS 2023. arXiv:2306.01708.",
     "trl": "von Werra, L., et al. (2020). TRL: Transformers Reinforcement Learning. github.com/huggingface/trl.",
