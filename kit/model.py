@@ -150,7 +150,7 @@ def as_stored(model: Any, tokenizer: Any, vocabulary: int) -> None:
 def embedded(config: RunConfig, model: Any, tokenizer: Any) -> None:
     """Control tokens that were added to a tokenizer and never to the model are a UserError: a GPU would only say that an index is out of bounds."""
     rows = model.get_input_embeddings().weight.shape[0]
-    control = Renderer(tokenizer, config.format, config.max_length).scaffold(2, False)
+    control = Renderer(tokenizer, config.format, sys.maxsize).scaffold(2, False)
     if beyond := sorted({i for piece in control for i in piece if i >= rows}):
         raise UserError(f"{config.model} has embeddings of tokens up to {rows - 1}, and its {config.format} format uses {tokenizer.decode(beyond[:1])!r}, "
                         f"token {beyond[0]}" + ("; use --format alpaca" if config.format == "chat" else ""))  # fmt: skip
