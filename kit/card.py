@@ -166,7 +166,9 @@ def _beside(scored: Record) -> list[str]:
     leaks, lost = scored.get("leaks") or {}, (scored.get("forgetting") or {}).get("perplexity")
     without = ", ".join(f"{METRICS[name].title} {interval(leaks['without'][name])}" for name in ON_THE_HUB) if leaks.get("without") else ""
     flagged = [f"{leaks['flagged']:,} of these rows resemble training rows{f'; without them: {without}' * bool(without)}."] if leaks.get("flagged") else []
-    return flagged + ([f"On general text ({code(scored['forgetting']['text'])}) its perplexity is {interval(lost)}."] if lost else [])
+    before = (scored.get("forgetting") or {}).get("perplexity_before")
+    was = f", the base model's {interval(before)}" if before else ""
+    return flagged + ([f"On general text ({code(scored['forgetting']['text'])}) its perplexity is {interval(lost)}{was}."] if lost else [])
 
 
 def _loading(config: RunConfig, *, whole: bool, exported: bool) -> list[str]:
@@ -211,13 +213,18 @@ def cells(rows: Mapping[str, Any]) -> str:
 
 def _training(config: RunConfig, trained: Record, manifest: Record) -> list[str]:
     rows = [f"- {code(name)}: {source['train']:,} rows from {_origin(name, source)}" for name, source in manifest["sources"].items()]
-    adapter = {"rank": config.rank, "alpha": config.alpha, "dropout": config.dropout, "target modules": ", ".join(config.target_modules)}
+    scale = "alpha / sqrt(rank)" if config.rslora else "alpha / rank"
+    adapter = {"rank": config.rank, "alpha": config.alpha, "scale": scale, "dropout": config.dropout, "target modules": ", ".join(config.target_modules)}
+    plus = config.loraplus_lr_ratio
+    rates = {"learning rate": config.learning_rate} | (
+        {"learning rate of B": f"{plus * config.learning_rate:g}"} if plus != 1 and not config.technique.full else {}
+    )
     projection = {"projection rank": config.rank, "update gap": config.update_gap, "projection scale": config.projection_scale}
     settings: Record = {} if config.technique.full else adapter
     settings |= projection if config.technique.projection else {}
     batch = trained.get("micro_batch", config.micro_batch) * trained.get("accumulation", config.accumulation)
     settings |= {
-        "optimiser": config.optimizer, "learning rate": config.learning_rate, "schedule": f"{config.schedule}, {config.warmup_ratio:.0%} warm-up",
+        "optimiser": config.optimizer, **rates, "schedule": f"{config.schedule}, {config.warmup_ratio:.0%} warm-up",
         "weight decay": config.weight_decay, "effective batch": batch, "optimiser steps": trained["steps"], "maximum length": config.max_length,
         "format": config.format, "seed": config.seed, "base model in": "4-bit NF4" if config.technique.four_bit else trained["precision"]["name"],
         "computed in": trained["precision"]["name"], "trained parameters": f"{trained['trainable_params']:,}",

@@ -68,6 +68,24 @@ def test_the_hub_reads_what_the_card_says(made: Callable[..., Any]) -> None:
     assert len(results) == 6
 
 
+@pytest.mark.parametrize(
+    ("method", "scale", "rates"), [("lora", "alpha / rank", []), ("rslora", "alpha / sqrt(rank)", []), ("loraplus", "alpha / rank", ["0.032"])]
+)
+def test_what_makes_an_adapter_is_among_its_settings(made: Callable[..., Any], method: str, scale: str, rates: list[str]) -> None:
+    text, _ = made("--method", method)
+    assert f"| scale | `{scale}` |" in text
+    assert re.findall(r"\| learning rate of B \| `(.*)` \|", text) == rates
+
+
+def test_what_was_forgotten_stands_beside_what_was_known(made: Callable[..., Any]) -> None:
+    lost = {"text": "builtin", "perplexity": score(3.0), "perplexity_before": score(2.0)}
+    assert (
+        "On general text (`builtin`) its perplexity is 3.00 [3.00, 3.00], the base model's 2.00 [2.00, 2.00]."
+        in made(results=scored() | {"forgetting": lost})[0]
+    )
+    assert "its perplexity is 3.00 [3.00, 3.00].\n" in made(results=scored() | {"forgetting": lost | {"perplexity_before": None}})[0]
+
+
 def test_before_evaluation_it_has_no_results(made: Callable[..., Any]) -> None:
     text, data = made(*GEMMA)
     assert data.eval_results is None
