@@ -29,7 +29,7 @@ def main() -> None:
         for check in found:
             print(f"{'✗' if check.ok is False else '✓' if check.ok else '·'} {check.name:<10} {check.detail}")
     if wrong:
-        raise UserError(*(f"{check.name}: {check.fix}" for check in wrong))
+        raise UserError(*dict.fromkeys(f"{check.name}: {check.fix}" for check in wrong))
 
 
 if __name__ == "__main__":
