@@ -16,6 +16,7 @@ from kit.errors import UserError, first_line
 
 BUILTIN = {"builtin": Path(__file__).parent / "assets" / "model", "builtin-gptneo": Path(__file__).parent / "assets" / "gptneo"}
 
+PLACES = 512  # of which gemma-3-1b's queries, a thirtieth of it, have 13
 WAIT = 10  # seconds for an answer; the libraries would wait for ever
 # What the network's own errors are called, of huggingface_hub and of httpx below it.
 NETWORK = {"ConnectError", "ConnectTimeout", "ReadTimeout", "ReadError", "WriteError", "WriteTimeout", "PoolTimeout", "ProxyError", "RemoteProtocolError",
@@ -127,17 +128,19 @@ def loadable(model: str, revision: str = "") -> str:
 
 
 def state(folder: Path) -> str:
-    """A model folder as it is now: SHA-256 of its files, but of weights of their size and a page in each of 64 places.
+    """A model folder as it is now: SHA-256 of its files, but of weights of their size and a page in each of PLACES.
 
-    To read several GB whole would take a minute at each stage, and training on changes weights everywhere.
+    To read several GB whole would take a minute at each stage, and training on changes weights in every layer. What is no file, or may not be read, no
+    model was loaded from.
     """
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".model", ".safetensors", ".txt")):
+    names = (p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".model", ".safetensors", ".txt"))
+    for path in sorted(p for p in names if p.is_file() and os.access(p, os.R_OK)):
         size, weights = path.stat().st_size, path.suffix == ".safetensors"
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:
-            for place in range(64 if weights else 1):
-                file.seek(size * place // 64)
+            for place in range(PLACES if weights else 1):
+                file.seek(size * place // PLACES)
                 digest.update(file.read(4096 if weights else size))
     return digest.hexdigest()
 

@@ -62,7 +62,7 @@ def provenance(config: RunConfig, data_hash: str) -> dict[str, Any]:
     from kit.hub import BUILTIN, loaded_from, state
 
     repository, commit = loaded_from(config.model, config.revision)
-    own = state(Path(repository)) if commit is None and config.model not in BUILTIN else None  # the code's revision stands for what is shipped
+    own = state(Path(repository)) if Path(repository).is_dir() and config.model not in BUILTIN else None  # the code's revision stands for what is shipped
     hub = {"model_repository": repository if commit else None, "model_revision": commit or own}
     return {
         "git": _git("rev-parse", "HEAD"), "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")), "versions": versions(), **machine(),

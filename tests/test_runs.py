@@ -22,7 +22,7 @@ from kit.config import RunConfig
 from kit.device import Gpu, choose_precision, choose_recipe
 from kit.errors import UserError
 from kit.files import read_json, read_jsonl
-from kit.hub import BUILTIN
+from kit.hub import BUILTIN, state
 from kit.progress import TrainingProgress
 from kit.resources import Phases, energy
 from kit.runs import open_run
@@ -158,6 +158,45 @@ def test_a_model_folder_that_changes_in_place_is_another_model(tiny: Make, tmp_p
     assert len(before) == 64
     assert runs.provenance(config, "hash")["model_revision"] != before
     assert runs.provenance(tiny(), "hash")["model_revision"] is None
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(BUILTIN["builtin"], tmp_path / "own"))
+
+
+def test_what_lies_beside_a_model_and_is_no_file_is_not_read(own: Path) -> None:
+    """Else a training would be lost at its last line: this is read after it."""
+    before = state(own)
+    (own / "old.json").mkdir()
+    (own / "gone.txt").symlink_to(own / "nowhere")
+    assert state(own) == before
+
+
+def test_a_model_folder_is_the_same_by_links(own: Path, tmp_path: Path) -> None:
+    """As the hub's cache has it."""
+    links = tmp_path / "links"
+    links.mkdir()
+    for path in own.iterdir():
+        (links / path.name).symlink_to(path)
+    assert state(links) == state(own)
+
+
+@pytest.mark.parametrize("part", [0, 77, 255])
+def test_a_change_of_a_few_layers_is_another_model(tmp_path: Path, part: int) -> None:
+    """As an adapter of the attention alone makes it that is merged: gemma-3-1b's values are a hundredth of it, in 26 places."""
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(2**23))
+    before = state(tmp_path)
+    with weights.open("r+b") as file:
+        file.seek(2**15 * part)
+        file.write(b"x" * 2**15)
+    assert state(tmp_path) != before
+
+
+def test_a_model_of_the_hub_that_the_cache_lost_has_no_revision(tiny: Make) -> None:
+    """Its run is trained by then."""
+    assert runs.provenance(tiny("--model", "nobody/nothing"), "hash")["model_revision"] is None
 
 
 def test_the_peak_of_one_phase_does_not_leak_into_the_next() -> None:
