@@ -94,8 +94,8 @@ def tuned_rate(config: RunConfig) -> float:
 
 
 def _swept_otherwise(swept: Mapping[str, Any], config: RunConfig) -> str:
-    """What differs between the sweep's settings and this configuration's; a setting that is newer than the sweep's file is not judged."""
-    wanted = config.identity()
+    """What differs between the sweep's settings and this configuration's; one that is newer than the sweep's file had its default."""
+    wanted, swept = config.identity(), RunConfig().identity() | dict(swept)
     ignored = {*INDIFFERENT, *config.technique.unused}
     pairs = {k: (swept[k], wanted[k]) for k in wanted if k in swept and k not in ignored}
     pairs["effective batch"] = (_effective(swept), _effective(wanted))

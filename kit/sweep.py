@@ -16,6 +16,7 @@ from kit.errors import UserError
 from kit.files import held, read_json, write_json
 from kit.gates import SHORTEST
 from kit.model import free_memory
+from kit.runs import load_config
 
 SCHEMA = 1
 # Around the recipe's rate, a factor of 2 apart.
@@ -23,6 +24,7 @@ FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 # From as many optimiser steps on the gates judge a run by its learning rate. In fewer the weights hardly leave where they began, and of five rates the
 # largest looks best whatever it would do to a whole training.
 FEWEST = SHORTEST
+VARIED = ("learning_rate", "limit_train")
 PARTS = "hybrid and combined take the learning rates of their parts; sweep those"
 Point = dict[str, Any]
 
@@ -33,10 +35,10 @@ def sweep(config: RunConfig, *, share: float) -> dict[str, Any]:
     folder = Path(config.runs_dir) / config.name / "sweep"
     budget = _budget(config, share)
     rates = [float(f"{config.learning_rate * factor:.3g}") for factor in FACTORS]
-    settings = {k: v for k, v in config.identity().items() if k not in ("learning_rate", "limit_train")}
+    settings = {k: v for k, v in config.identity().items() if k not in VARIED}
     wanted = {"rows": budget, "learning_rates": rates, "settings": settings}
     path = folder / f"{config.method}.json"
-    if path.exists() and (found := read_json(path, "budget", "curve", "best"))["budget"] == wanted:
+    if path.exists() and _complete((found := read_json(path, "budget", "curve", "best"))["budget"]) == wanted:
         say(f"{path} is there already")
         return dict(found)
     curve = _curve(config, folder, budget, rates)
@@ -47,6 +49,13 @@ def sweep(config: RunConfig, *, share: float) -> dict[str, Any]:
     found = {"schema": SCHEMA, "method": config.method, "budget": wanted, "curve": curve, "best": best}
     write_json(path, found)
     return dict(found)
+
+
+def _complete(budget: Any) -> Any:
+    """A sweep's budget as its file has it, with the defaults of settings that are newer than the file; a damaged one as it is."""
+    if not isinstance(budget, dict) or not isinstance(budget.get("settings"), dict):
+        return budget
+    return budget | {"settings": {k: v for k, v in RunConfig().identity().items() if k not in VARIED} | budget["settings"]}
 
 
 def _tunable(config: RunConfig) -> None:
@@ -99,8 +108,7 @@ def _curve(config: RunConfig, folder: Path, budget: int, rates: Sequence[float])
 
 def _cleared(trial: RunConfig) -> None:
     """Removes what an earlier sweep left in the trial's place, where that was of other settings."""
-    path = trial.run_dir / "config.json"
-    if not path.exists() or {k: v for k, v in read_json(path).items() if k != "schema"} == trial.identity():
+    if not (trial.run_dir / "config.json").exists() or load_config(trial.run_dir, {}).identity() == trial.identity():
         return
     with held(trial.run_dir):
         for left in trial.run_dir.iterdir():

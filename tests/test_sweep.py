@@ -10,7 +10,7 @@ import pytest
 from kit import sweep as module
 from kit.config import RunConfig
 from kit.errors import UserError
-from kit.files import read_json
+from kit.files import read_json, write_json
 from kit.sweep import sweep
 
 Make = Callable[..., RunConfig]
@@ -133,3 +133,33 @@ def test_a_rate_that_was_found_with_other_settings_is_not_used(
     else:
         assert ready(*short, *flags, "--tuned").learning_rate == best
     assert ready(*short, *flags, "--tuned", "--learning-rate", "1e-5").learning_rate == 1e-5
+
+
+def test_a_sweep_from_before_a_setting_existed_was_made_with_its_default(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = stand_in(monkeypatch, lambda trial: 1 / trial.learning_rate)
+    config = ready(*SHORT)
+    best = sweep(config, share=0.25)["best"]
+    path = config.run_dir.parent / "sweep" / "lora.json"
+    found = read_json(path)
+    del found["budget"]["settings"]["rslora"]
+    write_json(path, found)
+    assert ready(*SHORT, "--tuned").learning_rate == best
+    with pytest.raises(UserError, match=r"other settings \(rslora False -> True\)"):
+        ready(*SHORT, "--rslora", "--tuned")
+    made = len(trained)
+    assert sweep(config, share=0.25)["best"] == best
+    assert len(trained) == made
+
+
+def test_a_trial_from_before_a_setting_existed_is_kept(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FACTORS", (1.0,))
+    config = ready(*SHORT)
+    sweep(config, share=0.25)
+    folder = config.run_dir.parent / "sweep"
+    trial = next(folder.glob("*/*/*/config.json"))
+    write_json(trial, {k: v for k, v in read_json(trial).items() if k != "rslora"})
+    (folder / "lora.json").unlink()
+    weights = next(trial.parent.glob("adapter/*.safetensors"))
+    before = weights.stat().st_mtime_ns
+    sweep(config, share=0.25)
+    assert weights.stat().st_mtime_ns == before
