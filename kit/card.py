@@ -150,7 +150,8 @@ def _results(config: RunConfig, scored: Record | None) -> list[str]:
     path = config.run_dir.parent / BASE / "eval.json"
     base = read_json(path, "all", "provenance") if path.exists() else None
     tokens = [scored_by(s or {}) for s in (base, scored)]
-    comparable = base is not None and base["provenance"]["data"] == scored["provenance"]["data"] and tokens[0] == tokens[1]
+    same = base is not None and all(base["provenance"].get(k) == scored["provenance"].get(k) for k in ("data", "model_revision"))
+    comparable = same and tokens[0] == tokens[1]
     lines = ["| | base model | tuned |", "| --- | ---: | ---: |"]
     for name in ON_THE_HUB:
         pair = (base["all"][name] if base and comparable else None, scored["all"][name])
@@ -213,8 +214,9 @@ def cells(rows: Mapping[str, Any]) -> str:
 
 def _training(config: RunConfig, trained: Record, manifest: Record) -> list[str]:
     rows = [f"- {code(name)}: {source['train']:,} rows from {_origin(name, source)}" for name, source in manifest["sources"].items()]
-    scale = "alpha / sqrt(rank)" if config.rslora else "alpha / rank"
-    adapter = {"rank": config.rank, "alpha": config.alpha, "scale": scale, "dropout": config.dropout, "target modules": ", ".join(config.target_modules)}
+    # Those of a combination's parts differ, and it has another alpha than any of them.
+    scale = {"alpha": config.alpha, "scale": f"alpha / {'sqrt(rank)' if config.rslora else 'rank'}"} if len(config.technique.parts) < 2 else {}
+    adapter = {"rank": config.rank, **scale, "dropout": config.dropout, "target modules": ", ".join(config.target_modules)}
     plus = config.loraplus_lr_ratio
     rates = {"learning rate": config.learning_rate} | (
         {"learning rate of B": f"{plus * config.learning_rate:g}"} if plus != 1 and not config.technique.full else {}

@@ -77,6 +77,13 @@ def test_what_makes_an_adapter_is_among_its_settings(made: Callable[..., Any], m
     assert re.findall(r"\| learning rate of B \| `(.*)` \|", text) == rates
 
 
+def test_a_combination_has_no_scale_of_its_own(made: Callable[..., Any]) -> None:
+    """Its parts' differ, and what PEFT saves of it has another alpha."""
+    text, _ = made("--method", "combined", "--rslora")
+    assert "| rank | `48` |" in text
+    assert not re.findall(r"\| (?:alpha|scale) \|", text)
+
+
 def test_what_was_forgotten_stands_beside_what_was_known(made: Callable[..., Any]) -> None:
     lost = {"text": "builtin", "perplexity": score(3.0), "perplexity_before": score(2.0)}
     assert (
@@ -115,11 +122,11 @@ def test_what_resembles_training_rows_is_told(made: Callable[..., Any]) -> None:
     assert "resemble" not in made(results=scored() | {"leaks": {"flagged": 0, "ids": [], "without": None}})[0]
 
 
-def test_the_base_models_scores_stand_beside_those_of_the_same_data(made: Callable[..., Any], tiny: Make) -> None:
+def test_the_base_models_scores_stand_beside_those_of_the_same_data_and_model(made: Callable[..., Any], tiny: Make) -> None:
     path = tiny("--method", "base").run_dir / "eval.json"
     write_json(path, scored(bleu4=1.25))
     assert "| BLEU-4 | 1.25 [1.25, 1.25] | 12.50 [12.50, 12.50] |" in made(results=scored())[0]
-    for other in ({"provenance": {"data": "other"}}, {"score_tokens": "zh"}):
+    for other in ({"provenance": {"data": "other"}}, {"provenance": {"data": "d", "model_revision": "other"}}, {"score_tokens": "zh"}):
         write_json(path, scored(bleu4=1.25) | other)
         assert "| BLEU-4 | — | 12.50 [12.50, 12.50] |" in made(results=scored())[0]
     text = made(results=scored() | {"score_tokens": "zh"})[0]
