@@ -137,7 +137,7 @@ def state(folder: Path) -> str:
     names = (p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".model", ".safetensors", ".txt"))
     for path in sorted(p for p in names if p.is_file() and os.access(p, os.R_OK)):
         size, weights = path.stat().st_size, path.suffix == ".safetensors"
-        digest.update(f"{path.name} {size}\n".encode())
+        digest.update(os.fsencode(f"{path.name} {size}\n"))
         with path.open("rb") as file:
             for place in range(PLACES if weights else 1):
                 file.seek(size * place // PLACES)

@@ -173,6 +173,12 @@ def test_what_lies_beside_a_model_and_is_no_file_is_not_read(own: Path) -> None:
     assert state(own) == before
 
 
+def test_a_file_of_a_model_folder_may_have_any_name(own: Path) -> None:
+    before = state(own)
+    (own / os.fsdecode(b"caf\xe9.txt")).write_text("not UTF-8")
+    assert state(own) != before
+
+
 def test_a_model_folder_is_the_same_by_links(own: Path, tmp_path: Path) -> None:
     """As the hub's cache has it."""
     links = tmp_path / "links"
