@@ -144,7 +144,10 @@ def as_stored(model: Any, tokenizer: Any, vocabulary: int) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.get_input_embeddings().weight.shape[0] != vocabulary:
         model.resize_token_embeddings(vocabulary)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    # Before each training transformers takes these from the tokenizer and warns of it; generation settings may name more ends of a reply.
+    model.config.eos_token_id = tokenizer.eos_token_id
+    for settings in (model.config, model.generation_config):
+        settings.bos_token_id, settings.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
 
 
 def embedded(config: RunConfig, model: Any, tokenizer: Any) -> None:

@@ -65,6 +65,19 @@ def test_a_whole_model_is_loaded_without_a_word_of_the_library(ready: Make, monk
     assert said == []
 
 
+@pytest.mark.parametrize("name", ["builtin", "builtin-gptneo"])
+def test_a_model_and_its_tokenizer_name_the_same_control_tokens(name: str, ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else transformers says before each training that it changed them, and names a reply's end twice."""
+    loaded, tokenizer, _ = load_base(ready("--model", name, "--format", "alpaca", "--method", "lora", "--max-length", "128"), training=True)
+    from transformers.trainer_utils import align_special_tokens
+
+    said: list[str] = []
+    monkeypatch.setattr(logging.getLogger("transformers").handlers[0], "emit", lambda record: said.append(record.getMessage()))
+    align_special_tokens(loaded, tokenizer)
+    assert said == []
+    assert loaded.generation_config.eos_token_id == ([1, 5] if name == "builtin" else [0])
+
+
 def test_pickled_weights_are_not_read(ready: Make, model: Callable[..., Path]) -> None:
     import torch
     from safetensors.torch import load_file
