@@ -89,7 +89,7 @@ def _budget(config: RunConfig, share: float) -> int:
     needed = math.ceil(FEWEST / config.epochs) * batch
     if needed > rows:
         epochs = math.ceil(FEWEST / steps_per_epoch(rows, batch))
-        raise UserError(f"{told}: take {needed:,} training rows or more, or make more of them with --share 1 --epochs {epochs}")
+        raise UserError(f"{told}: with --share 1 take {needed:,} training rows or more, or make more of them with --epochs {epochs}")
     raise UserError(f"{told}: give a larger share of the rows, --share {math.ceil(100 * needed / rows) / 100:g}")
 
 

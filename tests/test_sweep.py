@@ -82,7 +82,8 @@ def test_what_is_built_on_others_has_no_rate_to_look_for(ready: Make, method: st
     ("flags", "share", "what_to_do"),
     [
         ((), 0.2, r"51 of 256 training rows makes 12 optimiser steps, and it takes 16 .* give a larger share of the rows, --share 0.25"),
-        (("--limit-train", "30"), 1.0, "take 64 training rows or more, or make more of them with --share 1 --epochs 3"),
+        (("--limit-train", "30"), 1.0, "with --share 1 take 64 training rows or more, or make more of them with --epochs 3"),
+        (("--limit-train", "60"), 0.2, r"12 of 60 training rows .* with --share 1 take 64 training rows or more, or make more of them with --epochs 2"),
         (("--limit-train", "30", "--epochs", "6"), 0.2, r"30 training rows makes 6 optimiser steps, .* --share 0.4"),
         (("--max-steps", "9"), 1.0, "give a larger --max-steps, or none"),
         (("--limit-train", "9000000"), 1e-6, r" 1 of 1,800 training rows makes 1 optimiser step, .* --share 0.04"),
