@@ -218,6 +218,14 @@ def test_the_commands_to_reproduce_name_the_general_text(tiny: Make) -> None:
     ]
 
 
+def test_the_commands_to_reproduce_need_no_sweep(tiny: Make) -> None:
+    """A best rate that is the method's usual one stands there too: without a rate --tuned asks for the sweep's file."""
+    usual = tiny("--method", "lora").learning_rate
+    made_run(tiny("--method", "lora", "--tuned", "--learning-rate", str(usual)), ["a lake"] * 3)
+    lines = [line for line in build(tiny())[2].splitlines() if line.startswith("make compare RECIPE")]
+    assert lines == [f"make compare RECIPE=tiny METHODS=\"lora\" ARGS='--learning-rate {usual} --tuned'"]
+
+
 def test_the_same_runs_give_the_same_bytes(tiny: Make) -> None:
     made_run(tiny("--method", "base"), ["a"] * 3)
     made_run(tiny("--method", "qlora"), ["the lake"] * 3)

@@ -229,7 +229,9 @@ def _changes(row: Row) -> dict[str, Any]:
         standard = {}
     config = config | ({"forgetting_text": asked(text)} if text else {}) | ({"score_tokens": tokens} if (tokens := row["score_tokens"]) else {})
     named = ("recipe", "name", "method", "seed", "scale_down")
-    return {k: v for k in fields() if k not in named and k in config and (v := config[k]) is not None and v != standard.get(k)}
+    # Without a rate --tuned would ask for the sweep's file; what is built on others takes the rates of its parts.
+    told = ("learning_rate",) if config.get("tuned") and not METHODS[config["method"]].parts else ()
+    return {k: v for k in fields() if k not in named and k in config and (v := config[k]) is not None and (v != standard.get(k) or k in told)}
 
 
 def limits(rows: Sequence[Row]) -> list[Block]:
