@@ -146,8 +146,9 @@ def check(config: RunConfig) -> None:
             ["--precision float16 cannot train whole weights (their updates underflow); use float32 or bfloat16"] if config.precision == "float16" else []
         )
         problems += [f"--dropout is for adapters; {config.method} trains the weights themselves"] if config.dropout else []
-    for name in (config.name, *(s.partition("=")[0] for s in config.source)):
+    own = "; a source of your own is NAME=FILE or NAME=OWNER/DATASET"
+    for name, hint in ((config.name, ""), *((s.partition("=")[0], "" if "=" in s else own) for s in config.source)):
         if not name or name in (".", "..") or not all(c.isalnum() or c in "-_." for c in name):
-            problems.append(f"{name!r} cannot name a folder or source: use letters, digits, '-', '_' and '.'")
+            problems.append(f"{name!r} cannot name a folder or source: use letters, digits, '-', '_' and '.'{hint}")
     if problems:
         raise UserError(*problems)

@@ -51,6 +51,11 @@ def test_help_lists_the_flags_by_groups(name: str) -> None:
         ("data", ["--recipe", "tiny", "--data-dir", "Makefile"], "Makefile: File exists; what was there before is unchanged"),
         ("data", ["--show", "-1"], "--show takes a number of rows, got -1"),
         ("data", ["--source", "alpca"], "unknown source 'alpca'; did you mean 'alpaca'?"),
+        (
+            "data",
+            ["--source", "mine/my.csv"],
+            "'mine/my.csv' cannot name a folder or source: use letters, digits, '-', '_' and '.'; a source of your own is NAME=FILE or NAME=OWNER/DATASET",
+        ),
         ("data", ["--source", "alpaca=missing.json"], "source alpaca: no such file: missing.json"),
         ("eval", ["runs/tiny/nothing-s0"], "runs/tiny/nothing-s0 is no trained run: it has no config.json; train one with scripts/train.py"),
         ("report", ["--runs-dir", "nowhere"], "no runs in nowhere/tiny; make some with: make all METHOD=qlora NAME=tiny"),
