@@ -148,7 +148,8 @@ def combine(config: RunConfig, folder: Path) -> Record:
     with phases("search"):
         tried = list(_search(config, model, list(parts), exams, tokenizer.pad_token_id))
     best = min((t for t in tried if t["kind"] != "alone"), key=lambda t: t["valid_perplexity"] or math.inf)
-    say(f"best on validation: {best['kind']} with weights {best['weights']}, perplexity {best['valid_perplexity']:.3f}")
+    weights = ", ".join(f"{method} {weight:g}" for method, weight in best["weights"].items())
+    say(f"best on validation: {best['kind']} with weights {weights}; perplexity {best['valid_perplexity']:.3f}")
     with phases("save"):
         _save(config, model, tokenizer, best, folder)
     done = [records[m] for m in parts]

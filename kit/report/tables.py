@@ -139,7 +139,7 @@ def evaluation_table(config: RunConfig, record: dict[str, Any]) -> None:
     show(f"Evaluated {config.run_dir}", ["rows", *(COLUMNS[m].title for m in SCORES), "length ratio"], rows)
     made = record["generation"]
     console.print(f"{made['empty']} empty and {made['unfinished']} unfinished replies, {made['mean_reply_tokens']:.1f} tokens each; "
-                  f"{leaks['flagged']} test rows flagged by the leak audit", markup=False)  # fmt: skip
+                  f"{leaks['flagged']} test row{'' if leaks['flagged'] == 1 else 's'} flagged by the leak audit", markup=False)  # fmt: skip
     if lost := record.get("forgetting"):
         kl = f"; KL from the base model {interval(lost['kl'], 4)} nats a token" if lost["kl"] else ""
         before = f"{number(lost['perplexity_before']['value'], 2)} → " if lost["perplexity_before"] else ""
