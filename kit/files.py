@@ -30,6 +30,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # A full disk names none, and a folder that is not there the file beside.
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

@@ -51,8 +51,9 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as error:
         files.write_json(path, {"new": 2})
+    assert error.value.filename == str(path)
     assert files.read_json(path) == {"old": 1}
 
 
