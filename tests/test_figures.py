@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from test_report import Make, made_run
 
 from kit.files import read_json, write_json
 from kit.report.answers import gather
-from kit.report.figures import NAMES, draw, errors, front, pareto, smoothed
+from kit.report.figures import NAMES, draw, draw_lengths, errors, front, pareto, smoothed
 from kit.report.rows import Row
 
 STATS = {"max_length": 256, "splits": {"train": {"tokens_by_source": {"alpaca": {f"p{q}": q for q in (5, 25, 50, 75, 95)}}}}}
@@ -31,6 +32,20 @@ def test_the_front_holds_what_no_other_point_beats() -> None:
 def test_a_curve_is_smoothed_by_what_came_before() -> None:
     assert smoothed([4.0, 2.0, 6.0], share=0.6) == pytest.approx([4.0, 3.0, 4.0])
     assert smoothed([5.0]) == [5.0]
+
+
+def test_a_full_disk_leaves_the_figures_that_were_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lengths.png"
+    draw_lengths(STATS, path)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("kit.files.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        draw_lengths(STATS | {"max_length": 512}, path)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_what_is_there_is_drawn(tiny: Make, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kit.config import BASE
+from kit.files import write_bytes
 from kit.methods import METHODS
 from kit.metrics import METRICS
 from kit.report.answers import Results
@@ -103,15 +105,17 @@ def _save(figure: Any, path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    vector, pixels = io.BytesIO(), io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "kit", "svg.fonttype": "path"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a source's name may be in any script
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once for both
         # Each canvas draws once; savefig would draw a second time, to ask for the layout.
-        FigureCanvasSVG(figure).print_svg(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+        FigureCanvasSVG(figure).print_svg(vector, metadata={"Date": None, "Creator": None})
         figure.dpi = 150
-        FigureCanvasAgg(figure).print_png(path.with_suffix(".png"), metadata={"Software": None})
+        FigureCanvasAgg(figure).print_png(pixels, metadata={"Software": None})
+    write_bytes(path.with_suffix(".svg"), vector.getvalue())
+    write_bytes(path.with_suffix(".png"), pixels.getvalue())
     return path.with_suffix(".png")
 
 
