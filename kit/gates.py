@@ -114,7 +114,8 @@ def training(model: Any, *, start: Before, end: float, fed: Mapping[str, bool], 
         # A run that changed nothing was none, however short.
         "moved": Gate(judged(len(moved) == len(after)) if moved else False, f"{len(moved)} of {len(after)} trainable tensors changed"),
         "learning_rate": Gate(0.5 * peak_rate <= max(rates) <= 1.001 * peak_rate if len(log) >= SHORTEST else None,
-                              f"peak {max(rates, default=0):.2e} of {peak_rate:.2e} asked for"),
+                              f"peak {max(rates, default=0):.2e} of {peak_rate:.2e} asked for"
+                              + (f"; judged from {SHORTEST} steps on" if len(log) < SHORTEST else "")),
         "loss_fell": Gate(judged(end < start.loss), f"the same training rows ({COMPARED} or all): {start.loss:.3f} -> {end:.3f} nats a token"),
         # A loss scaler that finds its scale skips a few steps; more are a training that did not happen.
         "finite": Gate(finite and skipped <= max(SKIPPED * len(log), FEW),

@@ -67,6 +67,11 @@ def test_spans_are_the_supervised_runs(renderer: Renderer) -> None:
 
 def verdicts(*, steps: int = 16, rate: float = 1e-3, end: float = 1.0, fed: bool = True, value: float | tuple[float, float] = 3.0, bias: float = 1.0,
              skipped: int = 0) -> dict[str, bool | None]:  # fmt: skip
+    return {name: gate.passed for name, gate in judged(steps=steps, rate=rate, end=end, fed=fed, value=value, bias=bias, skipped=skipped).items()}
+
+
+def judged(*, steps: int, rate: float = 1e-3, end: float = 1.0, fed: bool = True, value: float | tuple[float, float] = 3.0, bias: float = 1.0,
+           skipped: int = 0) -> dict[str, Gate]:  # fmt: skip
     import torch
 
     model = torch.nn.Linear(2, 1)
@@ -76,7 +81,7 @@ def verdicts(*, steps: int = 16, rate: float = 1e-3, end: float = 1.0, fed: bool
     log = [{"learning_rate": rate, "grad_norm": None if i < skipped else 1.0} for i in range(steps)]
     start = Before({"weight": (4.0, 8.0**0.5), "bias": (0.0, 0.0)}, 2.0)  # both weights 2
     fed_by_name = {"weight": fed, "bias": True}
-    return {name: gate.passed for name, gate in training(model, start=start, end=end, fed=fed_by_name, log=log, peak_rate=1e-3).items()}
+    return training(model, start=start, end=end, fed=fed_by_name, log=log, peak_rate=1e-3)
 
 
 def test_a_training_that_worked_passes() -> None:
@@ -112,6 +117,8 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_last_replies(renderer: Rend
 
 def test_a_short_run_is_not_judged_by_its_learning_rate() -> None:
     assert verdicts(steps=2)["learning_rate"] is None
+    assert judged(steps=2)["learning_rate"].detail == "peak 1.00e-03 of 1.00e-03 asked for; judged from 16 steps on"
+    assert judged(steps=16)["learning_rate"].detail == "peak 1.00e-03 of 1.00e-03 asked for"
     assert failed(record({"learning_rate": Gate(None, "too short")})) == []
 
 
