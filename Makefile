@@ -147,7 +147,7 @@ doctor: $(READY) ## what this machine has, and what to do where something is wro
 bench: $(READY) ## time both sides of every claim of speed, interleaved (minutes each; dora half an hour on a CPU)
 	@set -e; for b in startup data metrics report generate train dora scaling; do $(RUN)/bench.py $$b $(FLAGS); done
 
-test: $(READY) ## the tests (4 to 6 minutes on 2 cores)
+test: $(READY) ## the tests (4 to 8 minutes on 2 cores)
 	@$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY) ## ruff and mypy
