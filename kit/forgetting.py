@@ -161,6 +161,7 @@ def measure(config: RunConfig, model: Any, text: Text, exams: Sequence[Exam], pa
 
     reason, shared = None, overlap(text, dataset.rows(config, "train"))
     for compared in (False,) if config.method == BASE else (True, False):
+        say(f"measuring forgetting on general text ({text.name}){', beside the base model' if compared else ''}")
         base = table = None
         try:
             base = load_trained(dataclasses.replace(config, method=BASE))[0] if compared else None
