@@ -138,6 +138,11 @@ EVALUATION_FIELDS = ("limit_test", "max_new_tokens", "eval_tokens", "engine")
 DATA_FIELDS = ("source", "train_per_source", "test_per_source", "valid_per_source", "data_seed", "model", "revision", "format", "max_length")
 
 
+def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a file has them, JSON-ready, with the defaults of those that are newer than it."""
+    return RunConfig().identity() | dict(settings)
+
+
 @dataclass(frozen=True)
 class Field:
     """One RunConfig field as the command line and the recipes see it."""

@@ -99,7 +99,7 @@ def scale(settings: dict[str, Any]) -> float:
 def widen(model: Any, start: Path) -> None:
     """Copies a saved adapter of lower rank into the model's new one; the function stays what the saved adapter made it.
 
-    The first rows of A and columns of B take the old values, scaled because the scales differ; the other columns of B are zero as initialised.
+    The first rows of A and columns of B take the old values, multiplied because the scales differ; the other columns of B are zero as initialised.
     """
     import torch
 

@@ -44,7 +44,7 @@ class Method:
 HIGH_RANK = {"rank": 128, "alpha": 32}
 # Its scale is 11 times highrank's; the rate is that of Unsloth's notebooks for this rank, alpha and scale.
 RSLORA = {**HIGH_RANK, "rslora": True, "learning_rate": 5e-5}
-# The ratio that its authors recommend, at a lower rate, as PEFT's documentation has both.
+# The usual ratio of 2^4, at the lower rate that PEFT's and LLaMA-Factory's examples have with it.
 LORAPLUS = {"learning_rate": 5e-5, "loraplus_lr_ratio": 16.0}
 GALORE = {"rank": 128, "learning_rate": 1e-4, "projection_scale": 0.25}
 # As its authors' code and transformers have it: a scale of 1, at a rate that moves the weights as far as GaLore's does.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kit.config import BASE, CHOICES, NOTES, RunConfig, fields, load_recipe
+from kit.config import BASE, CHOICES, NOTES, RunConfig, completed, fields, load_recipe
 from kit.errors import UserError, unknown
 from kit.files import read_json
 from kit.methods import METHODS
@@ -95,7 +95,7 @@ def tuned_rate(config: RunConfig) -> float:
 
 def _swept_otherwise(swept: Mapping[str, Any], config: RunConfig) -> str:
     """What differs between the sweep's settings and this configuration's; one that is newer than the sweep's file had its default."""
-    wanted, swept = config.identity(), RunConfig().identity() | dict(swept)
+    wanted, swept = config.identity(), completed(swept)
     ignored = {*INDIFFERENT, *config.technique.unused}
     pairs = {k: (swept[k], wanted[k]) for k in wanted if k in swept and k not in ignored}
     pairs["effective batch"] = (_effective(swept), _effective(wanted))

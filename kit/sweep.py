@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import processes
-from kit.config import BASE, RunConfig
+from kit.config import BASE, RunConfig, completed
 from kit.console import say
 from kit.errors import UserError
 from kit.files import held, read_json, write_json
@@ -24,7 +24,6 @@ FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 # From as many optimiser steps on the gates judge a run by its learning rate. In fewer the weights hardly leave where they began, and of five rates the
 # largest looks best whatever it would do to a whole training.
 FEWEST = SHORTEST
-VARIED = ("learning_rate", "limit_train")
 PARTS = "hybrid and combined take the learning rates of their parts; sweep those"
 Point = dict[str, Any]
 
@@ -35,10 +34,10 @@ def sweep(config: RunConfig, *, share: float) -> dict[str, Any]:
     folder = Path(config.runs_dir) / config.name / "sweep"
     budget = _budget(config, share)
     rates = [float(f"{config.learning_rate * factor:.3g}") for factor in FACTORS]
-    settings = {k: v for k, v in config.identity().items() if k not in VARIED}
+    settings = {k: v for k, v in config.identity().items() if k not in ("learning_rate", "limit_train")}
     wanted = {"rows": budget, "learning_rates": rates, "settings": settings}
     path = folder / f"{config.method}.json"
-    if path.exists() and _complete((found := read_json(path, "budget", "curve", "best"))["budget"]) == wanted:
+    if path.exists() and _as_wanted((found := read_json(path, "budget", "curve", "best"))["budget"], wanted):
         say(f"{path} is there already")
         return dict(found)
     curve = _curve(config, folder, budget, rates)
@@ -51,11 +50,12 @@ def sweep(config: RunConfig, *, share: float) -> dict[str, Any]:
     return dict(found)
 
 
-def _complete(budget: Any) -> Any:
-    """A sweep's budget as its file has it, with the defaults of settings that are newer than the file; a damaged one as it is."""
+def _as_wanted(budget: Any, wanted: Mapping[str, Any]) -> bool:
+    """Whether a sweep was made with the budget that is wanted; a damaged one was not."""
     if not isinstance(budget, dict) or not isinstance(budget.get("settings"), dict):
-        return budget
-    return budget | {"settings": {k: v for k, v in RunConfig().identity().items() if k not in VARIED} | budget["settings"]}
+        return False
+    was, now = ({**b, "settings": completed(b["settings"])} for b in (budget, wanted))
+    return was == now
 
 
 def _tunable(config: RunConfig) -> None:

@@ -23,12 +23,10 @@ from kit.cli import announced, parser, run
 from kit.config import BASE
 from kit.errors import UserError, unknown
 
-KINDS = "data, dora, generate, metrics, report, scaling, startup or train"
-
 
 def main() -> None:
     options = parser(__doc__ or "")
-    options.add_argument("what", nargs="?", help=KINDS)
+    options.add_argument("what", nargs="?", help="data, dora, generate, metrics, report, scaling, startup or train")
     options.add_argument("--rounds", type=int, metavar="N", help="timed rounds after a warm-up")
     options.add_argument("--json", metavar="FILE", help="write the figures to a file")
     options.add_argument("--model-config", metavar="NAME", help="train, scaling: a model of this shape with random weights: gemma-3-1b")
@@ -40,7 +38,7 @@ def main() -> None:
     from kit.bench import BENCHES, OF_METHODS, ROUNDS
 
     if what is None:
-        raise UserError(f"say which: {KINDS}")
+        raise UserError(f"say which bench: {', '.join(BENCHES)}")
     if what not in BENCHES:
         raise UserError(unknown("bench", what, BENCHES))
     if rounds is not None and rounds < 1:

@@ -94,7 +94,7 @@ def test_the_script_writes_what_it_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "say which: data, dora, generate, metrics, report, scaling, startup or train"),
+        ([], "say which bench: data, dora, generate, metrics, report, scaling, startup, train"),
         (["dorra"], "unknown bench 'dorra'; did you mean 'dora'?"),
         (["dora", "--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["metrics", "--model-config", "gemma-3-1b"], "--model-config is for train and scaling"),
