@@ -72,6 +72,12 @@ def measured(record: Mapping[str, Any], config: RunConfig) -> bool:
     return bool(block["sha256"] == sha256(_own(wanted)))
 
 
+def check(config: RunConfig) -> None:
+    """Raises a UserError for a file that is not there: before the training, after which it is read."""
+    if config.forgetting_text not in (BUILTIN, NONE, *HUB):
+        _own(config.forgetting_text)
+
+
 def asked(name: str) -> str:
     """The --forgetting-text that gave a text of this name; a file of one's own is known by its name alone."""
     return next((word for word, hub in HUB.items() if hub.name == name), name)

@@ -51,7 +51,10 @@ def skeleton(config: RunConfig) -> Any:
 
 
 def possible(config: RunConfig) -> Any:
-    """The skeleton of a model that the settings fit; what does not fit it is one UserError."""
+    """The skeleton of a model that the settings fit; what does not fit it is one UserError, and so is a text for the evaluation that is not there."""
+    from kit import forgetting
+
+    forgetting.check(config)
     model = skeleton(config)
     from transformers.training_args import OptimizerNames
 

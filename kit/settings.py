@@ -53,7 +53,7 @@ def resolve(flags: Mapping[str, Any]) -> RunConfig:
     own = METHODS[method].settings if method != BASE else {}
     values = {k: v for k, v in recipe.items() if k not in (*NOTES, "methods")} | dict(own) | block
     if flags.get("scale_down", False):
-        values |= narrowed(values, recipe)
+        values |= narrowed(values | {k: v for k, v in flags.items() if k == "rslora"}, recipe)
     values |= dict(flags) | {"recipe": name}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     values["source"] = tuple(sorted(values.get("source", ())))
@@ -64,11 +64,12 @@ def resolve(flags: Mapping[str, Any]) -> RunConfig:
 
 
 def narrowed(values: Mapping[str, Any], recipe: dict[str, Any]) -> dict[str, int]:
-    """Rank and alpha for the built-in models, whose narrowest layer holds the largest rank of all methods; alpha / rank stays about the same."""
+    """Rank and alpha for the built-in models, whose narrowest layer holds the largest rank of all methods; the adapter's scale stays about the same."""
     rank, alpha = values.get("rank", RunConfig.rank), values.get("alpha", RunConfig.alpha)
     blocks = [recipe | dict(method.settings) | recipe.get("methods", {}).get(name, {}) for name, method in METHODS.items()]
     smaller = max(1, rank * NARROWEST // max(NARROWEST, *(block.get("rank", RunConfig.rank) for block in blocks)))
-    return {"rank": smaller, "alpha": max(1, round(alpha * smaller / rank))}
+    shrunk = (smaller / rank) ** (0.5 if values.get("rslora") else 1)  # rank-stabilised, the scale is alpha / √rank
+    return {"rank": smaller, "alpha": max(1, round(alpha * shrunk))}
 
 
 def with_tuned_rate(config: RunConfig) -> RunConfig:

@@ -79,6 +79,9 @@ def test_scaling_down_keeps_the_method_set_up() -> None:
     assert qlora.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
     # alpha / rank is the scale of the update: 16 / 64 and 32 / 128.
     assert (qlora.rank, qlora.alpha, high.rank, high.alpha) == (24, 6, 48, 12)
+    # 32 / √128, rank-stabilised, by the method and by a flag.
+    stable = [resolve(flags | more) for more in ({"method": "rslora"}, {"method": "highrank", "rslora": True})]
+    assert [(c.rank, c.alpha) for c in stable] == [(48, 20), (48, 20)]
     assert resolve({"recipe": "gptneo-t4", "scale_down": True}).model == "builtin-gptneo"
     assert resolve(flags | {"rank": 8}).rank == 8
 

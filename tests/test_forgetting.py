@@ -18,6 +18,7 @@ from kit import dataset, forgetting
 from kit.config import RunConfig, load_recipe, recipes
 from kit.errors import UserError
 from kit.forgetting import HUB, LENGTH, TOKENS, Text, chunks, divergences, load, measure, measured, overlap
+from kit.preflight import possible
 from kit.prompts import Renderer
 
 Make = Callable[..., RunConfig]
@@ -160,6 +161,11 @@ def test_a_text_that_cannot_be_used_is_one_line(tiny: Make, tmp_path: Path, name
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         load(tiny("--forgetting-text", str(path)))
+
+
+def test_a_text_that_is_not_there_is_missed_before_the_training(tiny: Make) -> None:
+    with pytest.raises(UserError, match=r"--forgetting-text: no such file: gone\.txt"):
+        possible(tiny("--forgetting-text", "gone.txt"))
 
 
 def test_measured_means_the_same_text(tiny: Make, tmp_path: Path) -> None:

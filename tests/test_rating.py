@@ -564,7 +564,7 @@ def test_one_persons_scores_are_not_imported_under_a_second_name(folder: Path, t
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"item,fluency\nx,1\n", "line 1: no column coherence, correctness"), (b"", "line 1: no column item, fluency, coherence, correctness"),
-     ("é".encode("utf-16"), "save it as CSV in UTF-8"), (None, "cannot be read")],
+     (b"item,overall\n", "holds no score: fill in overall, 0 to 5"), ("é".encode("utf-16"), "save it as CSV in UTF-8"), (None, "cannot be read")],
 )  # fmt: skip
 def test_what_is_no_filled_csv_is_refused(folder: Path, tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "in.csv"

@@ -38,6 +38,8 @@ def import_csv(path: Path, folder: Path, rater: str, *, overall: bool = False) -
     """
     known = evaluated(folder)
     criteria, scores = _filled(path, known, overall=overall)
+    if not scores:
+        raise UserError(f"{path} holds no score: fill in {', '.join(criteria)}, 0 to 5")
     if other := _same_scores(folder, rater, scores):
         raise UserError(f"{path}: all {len(scores)} rows have the scores of {other}; one person's scores count once, so they are not taken as {rater}'s")
     with open_ledger(folder, rater, criteria) as ledger:
