@@ -31,7 +31,7 @@ MANY = 10_000
 MOST_SEEDS = 50
 # Pairing halves what is known of the seeds' variance: of fewer seeds it finds less than it gains, unless methods rise and fall together on all of them.
 PAIRED_FROM = 5
-z = NormalDist().inv_cdf
+z, below = NormalDist().inv_cdf, NormalDist().cdf
 METHOD_NOTE = (
     "Intervals are 95% studentised bootstrap intervals over the test rows of each source; the spread between several seeds counts too, by "
     "Student's t; methods with five seeds or more are compared seed by seed. "
@@ -186,7 +186,7 @@ def _judged(metric: Metric, found: Estimate, ps: tuple[float, float], *, n: int,
     elif se > 0:
         # The standard error with which the test would pass, or the interval fit into the margin, in 4 of 5 cases: whichever takes fewer examples.
         size = abs(found.value)
-        wanted = max(size / (found.reach(level) / se + z(POWER)), (margin - size) / ((high - low) / 2 / se + z(POWER)))
+        wanted = max(size / (found.reach(level) / se + z(POWER)), _fitting(margin, size, (high - low) / 2 / se))
         # More examples shrink their own part of the variance alone.
         room = wanted**2 - found.seeds
         needed = max(n + 1, math.ceil(n * found.examples / room)) if room * MANY > found.examples else None
@@ -194,6 +194,19 @@ def _judged(metric: Metric, found: Estimate, ps: tuple[float, float], *, n: int,
     return {"unit": metric.unit, "delta": found.value, "low": low, "high": high, "p": p, "p_holm": p_holm, "verdict": verdict, "margin": metric.margin,
             "detectable": found.reach(level) + z(POWER) * se, "needed": needed, "needed_seeds": seeds,
             "over": found.over}  # fmt: skip
+
+
+def _fitting(margin: float, size: float, reach: float) -> float:
+    """The standard error with which the interval around a difference, which reaches so many of them to either side, fits into the margin in 4 of 5 cases;
+    0 if with none. It can leave the margin at both ends, which counts most where there is no difference."""
+    if size >= margin:
+        return 0.0
+    least, most = 0.0, margin / reach
+    for _ in range(50):
+        se = (least + most) / 2
+        fits = below((margin - size) / se - reach) + below((margin + size) / se - reach) - 1
+        least, most = (se, most) if fits > POWER else (least, se)
+    return least
 
 
 def _seeds_needed(found: Estimate, level: float) -> int | None:

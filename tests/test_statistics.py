@@ -356,6 +356,24 @@ def test_the_examples_needed_fit_a_small_difference_into_the_margin() -> None:
     assert verdicts == ["cannot tell", "equivalent"]
 
 
+@pytest.mark.usefixtures("study")
+@pytest.mark.parametrize("difference", [0.0, 0.2])
+def test_the_examples_needed_show_equivalence_four_times_in_five(difference: float) -> None:
+    made = one(column(spread_round(50 + difference)), column(np.full(N, 50.0)))
+    rng = np.random.default_rng(20)
+    a = named([column(rng.normal(50 + difference, 10, made["needed"])) for _ in range(400)])
+    b = dict.fromkeys(a, column(np.full(made["needed"], 50.0)))
+    found = compare({"a": [a], "b": [b]}, [""] * made["needed"], dict.fromkeys(a, MEAN))
+    assert abs(np.mean([c["verdict"] == "equivalent" for c in found]) - 0.8) < error(0.8, 400)
+
+
+def test_seeds_of_one_mean_leave_an_interval_no_width_and_are_no_error() -> None:
+    values = np.arange(N, dtype=np.float64)
+    a, b = ([{"x": column(np.roll(values, i * shift))} for i in range(2)] for shift in (1, 7))
+    made = compare({"a": a, "b": b}, [""] * N, {"x": OPEN})[0]
+    assert (made["delta"], made["low"], made["high"], made["verdict"], made["needed"]) == (0, 0, 0, "cannot tell", None)
+
+
 def test_nothing_measured_is_nothing_shown() -> None:
     """Scores at the floor, or a few rows that happen to agree, are no proof of equality; many that agree are."""
     metrics = {"x": replace(MEAN, margin=1.0)}
