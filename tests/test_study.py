@@ -257,6 +257,9 @@ def test_of_several_open_comparisons_the_smallest_and_the_largest_are_named() ->
     (text,) = discussion([row(m, seed="mean") for m in ("qlora", "lora", "dora")], found)
     assert "has to be 2.0 to 3.0 points on BLEU-4, by pair" in text
     assert "299 to 300 rows would decide 2 of the 2" in text
+    beyond = [v | {"needed": None, "needed_seeds": seeds} for v, seeds in zip(say(("qlora", "lora", "???")), (4, 7, None), strict=True)]
+    (text,) = discussion([row(m, seed="mean") for m in ("qlora", "lora")], beyond)
+    assert text.endswith("Where no number of rows would, 4 to 7 seeds of each method would decide 2 of the 3."), "the third takes too many"
 
 
 def test_unfair_pairs_name_their_numbers_in_the_order_of_the_methods() -> None:

@@ -206,7 +206,7 @@ def _power(found: Sequence[Verdict]) -> list[str]:
         out.append(f"If the differences are as large as they look, {rows} would decide {len(needed)} of the {len(undecided)} open comparisons.")
     if seeds := [v["needed_seeds"] for v in undecided if v["needed_seeds"] is not None]:
         most = f" to {max(seeds)}" if max(seeds) > min(seeds) else ""
-        out.append(f"No number of rows would decide {len(seeds)} of the {len(undecided)} open comparisons, but {min(seeds)}{most} seeds would.")
+        out.append(f"Where no number of rows would, {min(seeds)}{most} seeds of each method would decide {len(seeds)} of the {len(undecided)}.")
     return [" ".join(out)]
 
 
