@@ -36,7 +36,8 @@ METHOD_NOTE = (
     "Intervals are 95% studentised bootstrap intervals over the test rows of each source; the spread between several seeds counts too, by "
     "Student's t; methods with five seeds or more are compared seed by seed. "
     "p is the larger of two: the level at which the interval would reach 0, and paired approximate randomisation, which exchanges each row's results between "
-    "the methods at random. Better and worse are decided by p with Holm's correction, equivalence by the interval. "
+    "the methods at random. Better and worse are decided by p with Holm's correction, equivalence by the interval and before them: "
+    "what lies within the margin is equivalent whatever its p. "
     "Pairs that must not be ranked are corrected apart and weigh on no other. Intervals, and with them equivalence, are those of one comparison each and are "
     "not corrected for their number; the smallest difference that can be found, and the rows that would decide, are for the correction at its strictest."
 )

@@ -210,6 +210,8 @@ def test_the_matrix_and_the_table_show_both_directions(tiny: Make, capsys: pytes
     assert "−−=*" in shown
     text = markdown.render("", document(given))
     assert "| better (confounded) |" in text
+    assert "within the margin (BLEU-4 1 point, ROUGE-L 1 point, perplexity 2%)" in text
+    assert "what lies within the margin is equivalent whatever its p" in text
     assert "QLoRA and LoRA: epochs 1 and 2.0" in text
 
 

@@ -33,7 +33,7 @@ def verdict_table(found: Sequence[Verdict]) -> list[Block]:
     fair = sum(not v["confounded"] for v in found)
     changed = any("without leaks" in _verdict(v) for v in found)
     leaky = " Without leaks: on the test rows that resemble no training row, where the verdict is another one." if changed else ""
-    margins = ", ".join(f"{COLUMNS[m].title} {margin:g} {unit}" for m, (margin, unit) in {v["metric"]: (v["margin"], v["unit"]) for v in found}.items())
+    margins = ", ".join({v["metric"]: f"{COLUMNS[v['metric']].title} {_margin(v)}" for v in found}.values())
     text = (
         f"How verdicts are reached stands under Approach. Equivalent: the interval lies within the margin ({margins}). "
         "Perplexities differ in percent of b's. Detectable: the smallest difference found with 80% power, or none that the scale has. "
@@ -50,6 +50,12 @@ def _verdict(v: Verdict) -> str:
 
 def _in_unit(v: Verdict, key: str) -> str:
     return f"{percent(v[key]):,.1f}%" if v["unit"] == "log %" else number(v[key], 2)
+
+
+def _margin(v: Verdict) -> str:
+    if v["unit"] == "log %":
+        return f"{percent(v['margin']):.2g}%"
+    return f"{v['margin']:g} point{'' if v['margin'] == 1 else 's'}"
 
 
 def _difference(v: Verdict) -> list[Cell]:
