@@ -60,10 +60,10 @@ def test_the_recommendation_says_what_people_add() -> None:
     assert people.advice(None, []) == []
     (text,) = people.advice(spoken("fluency +"), say(("lora", "qlora", "-??")))
     assert text.startswith(
-        "Replies were also scored by hand, by 2 raters, which tells 1 of 1 pairs of methods apart (see Human scores). People prefer LoRA to QLoRA"
+        "Replies were also scored by hand, by 2 raters, which tells 1 of 1 pair of methods apart (see Human scores). People prefer LoRA to QLoRA"
     )
     assert people.advice(spoken("fluency ?"), []) == [
-        "Replies were also scored by hand, by 2 raters, which tells none of 1 pairs of methods apart (see Human scores)."
+        "Replies were also scored by hand, by 2 raters, which tells none of 1 pair of methods apart (see Human scores)."
     ]
 
 
@@ -123,6 +123,7 @@ def test_ratings_of_which_no_reply_is_left_make_no_table(tiny: Make) -> None:
         made_run(tiny("--method", method), ["other"] * 20)
     text = report(tiny)[0]
     assert "### Human scores\n\n44 ratings are of replies that have changed since, and left out.\n\n## Discussion" in text
+    assert people.who_scored({"stale": 1, "criteria": {}}) == "1 rating is of a reply that has changed since, and left out."
 
 
 def test_a_confounded_pair_is_marked_and_not_preferred(tiny: Make) -> None:

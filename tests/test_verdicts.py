@@ -213,6 +213,7 @@ def test_the_matrix_and_the_table_show_both_directions(tiny: Make, capsys: pytes
     assert "within the margin (BLEU-4 1 point, ROUGE-L 1 point, perplexity 2%)" in text
     assert "what lies within the margin is equivalent whatever its p" in text
     assert "QLoRA and LoRA: epochs 1 and 2.0" in text
+    assert "Of the pairs of methods, 1 differs in more than the method: listed" in text
 
 
 def test_the_seeds_of_a_method_share_its_settings(tiny: Make) -> None:

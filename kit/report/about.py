@@ -17,7 +17,7 @@ from kit.report.answers import by_method
 from kit.report.blocks import Block, Bullets, Cell, Code, Heading, Paragraph, Table
 from kit.report.rows import COLUMNS, MISSING, SCORES, Row, duration, number, optional, title
 from kit.report.verdicts import uses
-from kit.report.words import BUILT_IN, built_in, names, sentence
+from kit.report.words import BUILT_IN, built_in, counted, names, sentence
 from kit.settings import resolve
 from kit.statistics import METHOD_NOTE
 
@@ -78,7 +78,7 @@ def approach(rows: Sequence[Row], unfair: int, n: int | None) -> list[Block]:
     """The methods, and how they were compared; `unfair` pairs differ in more than the method."""
     same = (
         "The compared runs share rows, settings, hardware and library versions but for what makes a method." if not unfair
-        else f"Of the pairs of methods, {unfair} differ in more than the method; they are listed under Fairness and not ranked."
+        else f"Of the pairs of methods, {counted(unfair, 'differs', 'differ')} in more than the method: listed under Fairness, and not ranked."
     )  # fmt: skip
     scored = f" Verdicts are over {n:,} test rows." if n else ""
     how = f"{same} The loss is taken on the assistant's tokens and each turn's terminator, and on nothing else.{scored} {METHOD_NOTE}"
@@ -110,14 +110,17 @@ def data(manifest: Mapping[str, Any] | None, rows: Sequence[Row]) -> list[Block]
     limits = [f"the first {n:,} {split} rows" for split in ("train", "test") for n in values(f"limit_{split}", rows)]
     notes = [f"These runs used only {' and '.join(limits)}."] if limits else []
     if unused := sorted({n for r in rows if (n := r["rows_left_out"])}):
-        notes.append(f"Training takes whole effective batches: of the training rows {' or '.join(map(str, unused))} fill none and are left out of an epoch.")
+        none = "fills none and is" if unused == [1] else "fill none and are"
+        notes.append(f"Training takes whole effective batches: of the training rows {' or '.join(map(str, unused))} {none} left out of an epoch.")
     limited: list[Block] = [Paragraph(" ".join(notes), "note")] if notes else []
     found, leaks = manifest["duplicates"], manifest["leaks"]
     cut = " ".join(f"{split}: {counts(c)}." for split, c in manifest["truncated"].items())
     audit = (
-        f"{found['exact']:,} exact duplicates were dropped. {found['near']:,} rows in {found['groups']:,} groups of near duplicates (word 3-gram "
+        f"{counted(found['exact'], 'exact duplicate was', 'exact duplicates were')} dropped. "
+        f"{found['near']:,} rows in {counted(found['groups'], 'group', 'groups')} of near duplicates (word 3-gram "
         f"similarity of {found['similarity']} or more, or the same prompt) were kept on one side of the split each. Of all test rows "
-        f"{leaks['same_prompt']['test_rows']:,} share their whole prompt and {leaks['same_opening']['test_rows']:,} their first question with a training row."
+        f"{counted(leaks['same_prompt']['test_rows'], 'shares its', 'share their')} whole prompt and "
+        f"{counted(leaks['same_opening']['test_rows'], 'its', 'their')} first question with a training row."
     )
     table = Table(["source", "origin", "dropped", "rows in", "kept", "train", "test"], body, texts=3)
     return [Heading("Data"), table, *limited, Paragraph(audit), Paragraph(f"At {manifest['inputs']['max_length']} tokens a row, {cut}")]

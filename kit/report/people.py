@@ -8,7 +8,7 @@ from kit.report.about import recipe, values
 from kit.report.blocks import Block, Bullets, Cell, Heading, Paragraph, Table
 from kit.report.rows import MISSING, SCORES, Row, interval, number, title
 from kit.report.verdicts import FLIPPED, Said, Verdict, both_ways
-from kit.report.words import called, name, names
+from kit.report.words import called, counted, name, names
 
 Pair = tuple[str, str]
 # More pairs than this are counted where they would crowd out what else is said.
@@ -30,7 +30,8 @@ def asked_for(rows: Sequence[Row]) -> list[Block]:
 
 def who_scored(rated: Row) -> str:
     """How many replies were scored by whom and on what."""
-    stale = f"{rated['stale']:,} ratings are of replies that have changed since, and left out." if rated["stale"] else ""
+    of = ("rating is of a reply that has changed since, and", "ratings are of replies that have changed since, and")
+    stale = f"{counted(rated['stale'], *of)} left out." if rated["stale"] else ""
     if not rated["criteria"]:
         return stale
     each = rated["by_rater"]
@@ -87,7 +88,7 @@ def advice(rated: Row | None, found: Sequence[Verdict]) -> list[str]:
         return []
     decided = apart(pairs)
     by = f"{n} raters" if (n := len({rater for v in rated["pairs"] for rater in v["raters"]})) > 1 else "one rater"
-    told_apart = f"which tells {len(decided) or 'none'} of {len(pairs)} pairs of methods apart (see Human scores)."
+    told_apart = f"which tells {len(decided) or 'none'} of {counted(len(pairs), 'pair', 'pairs')} of methods apart (see Human scores)."
     text = f"{at_odds(rated)}Replies were also scored by hand, by {by}, {told_apart}"
     sentences = [_sentence(rated, both_ways(found), pair, said) for pair, said in decided.items()]
     return [" ".join([text, *(sentences if len(sentences) <= MANY else ())])]

@@ -10,7 +10,7 @@ from kit.metrics import METRICS
 from kit.report.ranking import CLEARLY, COST, ahead, cheapest, contenders, fairly_with, families, forgotten, front
 from kit.report.rows import COLUMNS, MEAN, SCORES, Row, number, plain
 from kit.report.verdicts import Said, Verdict, beats, best, both_ways
-from kit.report.words import BUILT_IN, built_in, called, change, name, names, on, percent, sentence
+from kit.report.words import BUILT_IN, built_in, called, change, counted, name, names, on, percent, sentence
 
 # Where a reader should be told: replies this much longer or shorter than the references, and this share of them unfinished.
 LONG, UNFINISHED = 0.2, 0.05
@@ -105,7 +105,8 @@ def _field(rows: Sequence[Row], said: Said, tuned: Sequence[str]) -> str:
     fair = len(families(said, tuned)) == 1
     parts += [f"{name(r['method'])} needs the least {COST[key][0]}, {COST[key][1](r[key])}" for key in COST if fair and (r := cheapest(rows, tuned, key))]
     text = f"On this data {'; '.join(parts)}."
-    return text + (f" {unfair} of {len(pairs)} pairs differ in more than the method and are not ranked (see Fairness)." if unfair else "")
+    differ, are = ("differs", "is") if unfair == 1 else ("differ", "are")
+    return text + (f" {unfair} of {len(pairs)} pairs {differ} in more than the method and {are} not ranked (see Fairness)." if unfair else "")
 
 
 def _front_of_all(said: Said, tuned: Sequence[str]) -> list[str]:
@@ -188,7 +189,7 @@ def _power(found: Sequence[Verdict]) -> list[str]:
     undecided = [v for v in found if v["verdict"] == "cannot tell" and not v["confounded"]]
     if not undecided:
         return []
-    n, sizes = undecided[0]["n"], []
+    n, sizes, open_ones = undecided[0]["n"], [], counted(len(undecided), "open comparison", "open comparisons")
     for metric in SCORES:
         if known := sorted(v["detectable"] for v in undecided if v["metric"] == metric and possible(v)):
             logs = METRICS[metric].unit == "log %"
@@ -199,11 +200,11 @@ def _power(found: Sequence[Verdict]) -> list[str]:
         text += f": with these {n:,} test rows a difference has to be {names(sizes)}, by pair, to be found in 4 of 5 cases, after correction for all pairs"
     out = [text + "."]
     if hopeless := sum(not possible(v) for v in undecided):
-        out.append(f"In {hopeless} of the {len(undecided)} open comparisons no difference at all could be found: more seeds or rows are needed.")
+        out.append(f"In {hopeless} of the {open_ones} no difference at all could be found: more seeds or rows are needed.")
     if needed := [v["needed"] for v in undecided if v["needed"] is not None]:
         most = f" to {max(needed):,}" if max(needed) > min(needed) else ""
         rows = f"{min(needed):,}{most} rows"
-        out.append(f"If the differences are as large as they look, {rows} would decide {len(needed)} of the {len(undecided)} open comparisons.")
+        out.append(f"If the differences are as large as they look, {rows} would decide {len(needed)} of the {open_ones}.")
     if seeds := [v["needed_seeds"] for v in undecided if v["needed_seeds"] is not None]:
         most = f" to {max(seeds)}" if max(seeds) > min(seeds) else ""
         out.append(f"Where no number of rows would, {min(seeds)}{most} seeds of each method would decide {len(seeds)} of the {len(undecided)}.")
@@ -225,10 +226,10 @@ def _leaky(found: Sequence[Verdict]) -> list[str]:
     shown, gone = standing(found)
     if not gone:
         return []
-    n, verb = gone[0]["clean"]["n"], "is" if len(gone) == 1 else "are"
+    n, verb, differences = gone[0]["clean"]["n"], "is" if len(gone) == 1 else "are", counted(len(shown), "difference", "differences")
     which = [f"{name(v['a'])} and {name(v['b'])} on {COLUMNS[v['metric']].title} ({change(v | v['clean'])})" for v in gone]
     listed = f": {'; '.join(which)}" if len(which) <= MANY else " (the table of differences names them)"
-    return [f"On the {n:,} test rows that resemble no training row, {len(gone)} of the {len(shown)} differences {verb} not shown{listed}."]
+    return [f"On the {n:,} test rows that resemble no training row, {len(gone)} of the {differences} {verb} not shown{listed}."]
 
 
 def _seeds(rows: Sequence[Row], found: Sequence[Verdict]) -> list[str]:

@@ -21,6 +21,11 @@ def name(method: str) -> str:
     return "the base model" if method == BASE else title(method)
 
 
+def counted(n: int, one: str, several: str) -> str:
+    """1 row is, 2 rows are."""
+    return f"{n:,} {one if n == 1 else several}"
+
+
 def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 

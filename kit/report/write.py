@@ -27,7 +27,7 @@ from kit.report.rows import COSTS, SCORES, SECONDARY, Row
 from kit.report.shapes import MANIFEST, STATS
 from kit.report.study import standing
 from kit.report.verdicts import Verdict, both_ways, verdicts
-from kit.report.words import names
+from kit.report.words import counted, names
 
 SCHEMA = 1
 # Scripts that put no spaces between words, by the names of their letters in Unicode.
@@ -144,7 +144,8 @@ def warnings(results: Results, found: Sequence[Verdict]) -> list[str]:
     flagged = max((x["flagged"] / r["bleu4"]["n"] for r in rows if r["method"] != BASE and (x := r["leaks"]) and (r["bleu4"] or {}).get("n")), default=0)
     if flagged > RESEMBLING:
         shown, gone = standing(found)
-        stand = f", and {len(shown) - len(gone)} of the {len(shown)} differences stand without them" if shown else ""
+        left, differences = len(shown) - len(gone), counted(len(shown), "difference", "differences")
+        stand = f", and {left} of the {differences} {'stands' if left == 1 else 'stand'} without them" if shown else ""
         notes.append(f"{flagged:.0%} of the test rows resemble training rows: all scores and verdicts count them; Length and leaks has the scores without "
                      f"them{stand}")  # fmt: skip
     done = [r for r in rows if r["status"] == "done"]
