@@ -143,7 +143,7 @@ def test_a_cost_that_does_not_differ_clearly_has_no_front_and_starts_at_0(tiny: 
     assert axes.get_xlim()[0] == 0
     assert captions["memory_vs_performance"] == (
         "ROUGE-L with 95% intervals against peak memory while training: upper left is best. The ranked methods differ in memory by less than 5%, which is no "
-        "difference in what was measured once: there is no Pareto front."
+        "difference in what was measured once a run: no Pareto front."
     )
 
 

@@ -254,7 +254,7 @@ def test_seeds_get_a_mean_row_over_seeds_and_examples(tiny: Make) -> None:
     assert (mean["rouge_l"]["seeds"], mean["rouge_l"]["over"]) == (2, "seeds and examples")
     assert mean["rouge_l"]["high"] - mean["rouge_l"]["low"] > first["rouge_l"]["high"] - first["rouge_l"]["low"]
     assert mean["exact_match"] == {"value": pytest.approx(37.5), "low": None, "high": None}
-    assert mean["train_wall_s"] == 65
+    assert (mean["train_wall_s"], mean["ranges"]["train_wall_s"]) == (65, (65, 65))
     assert (mean["generation"]["unfinished"], mean["generation"]["mean_reply_tokens"]) == (0, 3)
     assert "On general text (general) perplexity went from 20.00 to 23.92 with LoRA (2 seeds)." in build(tiny())[2]
     summary = write.summary(write.inputs(tiny()))

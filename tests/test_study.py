@@ -378,5 +378,9 @@ def test_a_hair_is_no_saving() -> None:
     found = say(("lora", "full", "???"))
     assert "needs the least memory" not in " ".join(recommendation(rows, found))
     assert headline(rows, found).endswith("LoRA needs, measured once, about as much memory and about as much training time.")
+    rows = [row(m, seed="mean", train_wall_s=s, ranges={"train_wall_s": (s - 5, s + 6)}) for m, s in (("lora", 20.0), ("full", 30.0))]
+    assert "needs the least training time" not in " ".join(recommendation(rows, found)), "a seed of one took as long as one of the other"
+    rows[0]["ranges"] = {"train_wall_s": (19.0, 21.0)}
+    assert "LoRA needs the least training time (20 s)" in " ".join(recommendation(rows, found))
     rows = [row("lora", peak_memory_gib=1.0), row("full", peak_memory_gib=None)]  # what is not known is not more
     assert "needs the least memory" not in " ".join(recommendation(rows, found))

@@ -168,6 +168,7 @@ def mean(rows: Sequence[Row], scores: Mapping[str, Any]) -> Row:
     out = blank(first["method"], MEAN) | {k: first[k] for k in ("config", "provenance", "precision")}
     out |= scores["all"] | {"per_source": scores["per_source"], "runs": [r["run"] for r in rows], "status": "done"}
     out |= {k: _average([r[k] for r in rows]) for k in (*COSTS, "tokens_supervised")}
+    out["ranges"] = {k: (min(found), max(found)) for k in COSTS if out[k] is not None and (found := [r[k] for r in rows])}
     made = [r["generation"] for r in rows]
     out["generation"] = {k: _average([g[k] for g in made]) for k in ("empty", "unfinished", "mean_reply_tokens")} if all(made) else None
     out["forgetting"] = _forgotten(rows)

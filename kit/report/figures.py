@@ -201,7 +201,7 @@ def _said_of_fronts(groups: Sequence[Sequence[Row]], fronts: Sequence[Sequence[R
         lines = "line is the Pareto front" if len(fronts) == 1 else "lines are the Pareto fronts of what can fairly be ranked together"
         who = "; ".join(names([r["label"] for r in ahead]) for ahead in fronts)
         return [f"The dashed {lines}, of methods that no other equals or beats in both, by value, which is no verdict: {who}."]
-    few = f"The ranked methods differ in {cost} by less than {1 - CLEARLY:.0%}, which is no difference in what was measured once: there is no Pareto front."
+    few = f"The ranked methods differ in {cost} by less than {1 - CLEARLY:.0%}, which is no difference in what was measured once a run: no Pareto front."
     return [few] if any(sum(r["ranked"] for r in group) > 1 for group in groups) else []
 
 

@@ -49,9 +49,17 @@ def front(said: Said, family: Sequence[str]) -> list[str]:
 
 
 def cheapest(rows: Sequence[Row], methods: Sequence[str], key: str) -> Row | None:
-    """The row that needs the least, if that is known of all and it is clearly less than the others: a cost is measured once, without an interval."""
+    """The row that needs the least, if that is known of all and it is clearly less than the others: a cost is measured once a run, without an
+    interval. Of several seeds none may need as much as a seed of another method."""
+
+    def ends(row: Row) -> tuple[float, float]:
+        return row.get("ranges", {}).get(key) or (row[key], row[key])
+
     known = sorted((r for r in contenders(rows) if r["method"] in methods and r[key] is not None), key=lambda r: r[key])
-    return known[0] if len(known) == len(methods) and (len(known) == 1 or known[0][key] < CLEARLY * known[1][key]) else None
+    if not known or len(known) < len(methods):
+        return None
+    least, *others = known
+    return least if all(least[key] < CLEARLY * r[key] and ends(least)[1] < ends(r)[0] for r in others) else None
 
 
 def forgotten(rows: Sequence[Row]) -> dict[str, list[Row]]:
