@@ -61,6 +61,9 @@ def test_what_is_there_is_drawn(tiny: Make, tmp_path: Path) -> None:
     drawn = draw(results, rated, STATS, tmp_path / "figures")
     assert [f.name for f in drawn] == ["bleu_rouge_comparison", "memory_vs_performance", "time_vs_performance", "training_loss", "per_source", "length",
                                        "human_vs_metric", "data_lengths"]  # fmt: skip
+    captions = {f.name: f.caption for f in drawn}
+    assert captions["training_loss"].endswith("a twentieth of the steps. Fainter: a method's further seeds.")
+    assert captions["human_vs_metric"].startswith("Mean human score of the replies that were scored against ROUGE-L of all test rows")
     made = {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
     assert made.keys() == {f"{f.name}.{e}" for f in drawn for e in ("png", "svg")}
     assert all(data.startswith(b"\x89PNG") if name.endswith("png") else b"<svg" in data and b"<text" not in data for name, data in made.items())
@@ -168,6 +171,14 @@ def test_the_sources_of_a_metric_share_its_scale(tiny: Make, tmp_path: Path) -> 
     ends = [ax.get_xlim() for ax in drawn(tiny, tmp_path)[1]["per_source"].axes]
     assert ends[0] == ends[1]
     assert ends[2] == ends[3]
+
+
+def test_the_base_models_line_runs_behind_its_number(tiny: Make, tmp_path: Path) -> None:
+    for method in ("base", "lora"):
+        made_run(tiny("--method", method), ["the lake is blue", "a"])
+    for ax in drawn(tiny, tmp_path)[1]["bleu_rouge_comparison"].axes:
+        (line,) = [line for line in ax.lines if line.get_linestyle() == ":"]
+        assert all(text.get_bbox_patch() is not None and text.get_zorder() > line.get_zorder() for text in ax.texts)
 
 
 def test_a_run_that_trains_nothing_is_named_where_it_has_no_curve(tiny: Make, tmp_path: Path) -> None:

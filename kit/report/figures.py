@@ -59,7 +59,7 @@ def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, f
                 _tradeoff(costed, fronts, rows, style, key, f"{what} ({unit})"))  # fmt: skip
     if logs := curves(results.rows):
         caption = "Training loss by optimiser step, as a running mean over a twentieth of the steps."
-        add("training_loss", " ".join([caption, *_without_curve(results.rows)]), _loss(results.rows, logs, style))
+        add("training_loss", " ".join([caption, *_fainter(results.rows, logs), *_without_curve(results.rows)]), _loss(results.rows, logs, style))
     sources = sorted({s for r in rows for s in r["per_source"] or {}})
     if len(sources) > 1:
         by_source = {s: [r | r["per_source"][s] for r in rows if s in (r["per_source"] or {})] for s in sources}
@@ -68,7 +68,8 @@ def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, f
         add("length", "BLEU-4's tokens a reply: median, middle 50% and 90% of references and each method's first run. BLEU-4 rewards matching length.",
             _boxes(lengths, "tokens a reply: median, middle 50% and 90%"))  # fmt: skip
     if rated and rated["criteria"]:
-        add("human_vs_metric", "Mean human score against ROUGE-L, both with 95% intervals.", _human(results.rows, rated, style))
+        add("human_vs_metric", "Mean human score of the replies that were scored against ROUGE-L of all test rows, both with 95% intervals.",
+            _human(results.rows, rated, style))  # fmt: skip
     if stats:
         add("data_lengths", "Tokens a row in every split and source; the dotted line is the maximum length.", _data(stats))
     _remove(folder, set(NAMES) - {f.name for f in made})
@@ -145,7 +146,8 @@ def _comparison(rows: Sequence[Row], style: Mapping[str, int], groups: Mapping[s
             at = labels.index(row["label"])
             _point(ax, row[metric]["value"], at, style[row["method"]], xerr=errors(row[metric]))
             if lines == 1:
-                ax.annotate(f"{row[metric]['value']:.1f}", (row[metric]["value"], at), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+                ax.annotate(f"{row[metric]['value']:.1f}", (row[metric]["value"], at), (0, 6), textcoords="offset points", ha="center", fontsize=8,
+                            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # fmt: skip
             if row["method"] == BASE:
                 ax.axvline(row[metric]["value"], color="black", linestyle=":", linewidth=1)
         ax.set_xlabel(METRICS[metric].title + ("" if group else " (0–100)"))
@@ -207,6 +209,11 @@ def _said_of_fronts(groups: Sequence[Sequence[Row]], fronts: Sequence[Sequence[R
 
 def _dotted(rows: Sequence[Row]) -> list[str]:
     return ["Dotted: the base model."] if any(r["method"] == BASE for r in rows) else []
+
+
+def _fainter(rows: Sequence[Row], logs: Collection[str]) -> list[str]:
+    drawn = [r["method"] for r in rows if r["label"] in logs]
+    return ["Fainter: a method's further seeds."] if len(set(drawn)) < len(drawn) else []
 
 
 def _without_curve(rows: Sequence[Row]) -> list[str]:
