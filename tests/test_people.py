@@ -71,7 +71,8 @@ def test_raters_who_contradict_each_other_are_no_verdict_of_people() -> None:
     rated = spoken("fluency ?") | {"criteria": {"fluency": {"alpha": {"value": -0.62}}, "overall": {"alpha": {"value": None}}}}
     (text,) = people.advice(rated, [])
     assert text.startswith(
-        "The raters hardly agree (Krippendorff's alpha down to -0.62; 1 is full agreement, 0 what chance gives), so their mean says little. "
+        "The raters agree too little to rely on their mean (Krippendorff's alpha down to -0.620; even a tentative conclusion takes 0.667, "
+        "1 is full agreement, 0 what chance gives). "
     )
     assert people.at_odds(rated | {"criteria": {"fluency": {"alpha": {"value": 0.7}}}}) == ""
 

@@ -441,7 +441,8 @@ def test_human_scores_are_shown_with_their_agreement(tiny: Make) -> None:
     human = answers.human(folder, gather(folder))["criteria"]["fluency"]["correlation"]
     assert human["BLEU-4"] == human["ROUGE-L"]  # two words are too few for 4-grams and yet not nothing
     assert "fluency, weighted kappa of anna, ben: 1.00" in text
-    assert "rank correlation with ROUGE-L: " in text
+    assert "Spearman's rank correlation with ROUGE-L: " in text
+    assert "counts by its square (quadratic weights)" in text
     (folder / "ratings" / "anna.jsonl").write_text("7\n")
     assert any("not a rating" in note for note in build(tiny())[1])
 

@@ -69,7 +69,7 @@ def agreement(rated: Row) -> list[Block]:
     for criterion, c in rated["criteria"].items():
         found = {"Krippendorff's alpha": c["alpha"]} | {f"weighted kappa of {p}": v for p, v in c["kappa"].items()}
         found |= {f"{rater} with themselves (weighted kappa)": v for rater, v in c["self_consistency"].items()}
-        found |= {f"rank correlation with {m}": v for m, v in c["correlation"].items()}
+        found |= {f"Spearman's rank correlation with {m}": v for m, v in c["correlation"].items()}
         out += [f"{criterion}, {what}: {interval(v)} ({v['reason'] or 'n = ' + str(v['n'])})" for what, v in found.items()]
     return [Bullets(out)] if out else []
 
@@ -99,7 +99,10 @@ def at_odds(rated: Row) -> str:
     least = min((a for c in rated["criteria"].values() if (a := c["alpha"]["value"]) is not None), default=1.0)
     if least >= AGREED:
         return ""
-    return f"The raters hardly agree (Krippendorff's alpha down to {least:.2f}; 1 is full agreement, 0 what chance gives), so their mean says little. "
+    return (
+        f"The raters agree too little to rely on their mean (Krippendorff's alpha down to {least:.3f}; even a tentative conclusion takes {AGREED}, "
+        "1 is full agreement, 0 what chance gives). "
+    )
 
 
 def told(rated: Row) -> dict[Pair, dict[str, str]]:

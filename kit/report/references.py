@@ -59,8 +59,8 @@ TERMS = {
     "Holm's correction": "raises p for the number of comparisons, so that the chance of any false better or worse among them stays below 5%.",
     "KL divergence": "how far one distribution of the next token is from another; 0 if they are the same.",
     "nat": "unit of natural logarithms, 1.44 bits; x nats a token are a perplexity of e to the power of x.",
-    "Krippendorff's alpha": "agreement of raters beyond chance: 1 is full agreement, 0 what chance gives.",
-    "weighted kappa": "the same of two series of scores, in which a larger disagreement counts for more.",
+    "Krippendorff's alpha": "agreement of raters beyond chance, of scores that have an order (ordinal): 1 is full agreement, 0 what chance gives.",
+    "weighted kappa": "Cohen's, agreement beyond chance of two series of scores, in which a disagreement counts by its square (quadratic weights).",
 }  # fmt: skip
 
 
