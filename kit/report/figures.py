@@ -146,10 +146,10 @@ def _comparison(rows: Sequence[Row], style: Mapping[str, int], groups: Mapping[s
             at = labels.index(row["label"])
             _point(ax, row[metric]["value"], at, style[row["method"]], xerr=errors(row[metric]))
             if lines == 1:
-                ax.annotate(f"{row[metric]['value']:.1f}", (row[metric]["value"], at), (0, 6), textcoords="offset points", ha="center", fontsize=8,
+                ax.annotate(f"{row[metric]['value']:.1f}", (row[metric]["value"], at), (0, 6), textcoords="offset points", ha="center", fontsize=8, zorder=1.5,
                             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # fmt: skip
             if row["method"] == BASE:
-                ax.axvline(row[metric]["value"], color="black", linestyle=":", linewidth=1)
+                ax.axvline(row[metric]["value"], color="black", linestyle=":", linewidth=1, zorder=1)
         ax.set_xlabel(METRICS[metric].title + ("" if group else " (0–100)"))
         if group:
             ax.set_title("\n".join(textwrap.wrap(group, 22)), fontsize=9)
