@@ -636,6 +636,7 @@ def test_weighted_kappa_equals_its_matrix_form() -> None:
 def test_spearman_by_hand() -> None:
     assert spearman([(1, 1), (2, 3), (3, 2), (4, 40)])["value"] == pytest.approx(0.8)
     assert spearman([(1, 1), (2, 2), (2, 3), (3, 4)])["value"] == pytest.approx(4.5 / (4.5 * 5) ** 0.5)  # a tie
+    assert spearman([(1, 0.3), (2, 0.1 + 0.2), (3, 4)]) == spearman([(1, 0.3), (2, 0.3), (3, 4)])  # a tie but for rounding
     assert spearman([(1, 1), (1, 2), (1, 3)]) == {"value": None, "n": 3, "reason": "all values of one side are the same"}
     assert spearman([(1, 1), (2, 2)])["reason"] == "fewer than 3 replies have both values"
 

@@ -122,10 +122,15 @@ def spearman(points: Sequence[tuple[float, float]]) -> Row:
     """Spearman's rank correlation: Pearson's of the mid-ranks."""
     if len(points) < 3:
         return _statistic(None, len(points), "fewer than 3 replies have both values")
-    x, y = (_ranks(np.array(column)) for column in zip(*points, strict=True))
+    x, y = (_ranks(_even(column)) for column in zip(*points, strict=True))
     if x.std() == 0 or y.std() == 0:
         return _statistic(None, len(points), "all values of one side are the same")
     return _statistic(float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1)), len(points))
+
+
+def _even(values: Sequence[float]) -> Array:
+    """What is equal but for the rounding of its sum is a tie: a BLEU of the same precisions, in another order."""
+    return np.asarray(np.round(values, 9), dtype=np.float64)
 
 
 def _ranks(values: Array) -> Array:
@@ -143,7 +148,7 @@ def correlation(points: Sequence[Point]) -> Row:
     if found["value"] is None or len(names) < FEWEST:
         return found
     weights = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)[:, at].astype(np.float64)
-    x, y = (_drawn_ranks(np.array(column), weights) for column in list(zip(*points, strict=True))[1:])
+    x, y = (_drawn_ranks(_even(column), weights) for column in list(zip(*points, strict=True))[1:])
     spread = np.sqrt((weights * x**2).sum(axis=1) * (weights * y**2).sum(axis=1))
     varied = spread > 0
     drawn = (weights * x * y).sum(axis=1)[varied] / spread[varied]
