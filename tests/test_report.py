@@ -389,6 +389,7 @@ def test_what_an_evaluation_adds_is_shown(tiny: Make) -> None:
     (made_run(tiny("--method", "dora"), ["b"] * 4) / "samples.json").write_text("[")
     text, notes = build(tiny())[2], build(tiny())[1]
     for shown in ("| LoRA | 20.00 \\[19.00, 21.00\\] | 25.00 \\[24.00, 26.00\\] | 0.31 \\[0.30, 0.32\\] |", "| LoRA | 2 |", "| LoRA | 0.500 |",
+                  "with 95% bootstrap intervals over the pieces in which the text was read",
                   "Explain rain.", "the first 10 rows of each task", "(general) perplexity went from 20.00 to 25.00 with LoRA"):  # fmt: skip
         assert shown in text, shown
     assert len(notes) == 2

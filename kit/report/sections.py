@@ -75,8 +75,8 @@ def forgetting(rows: Sequence[Row]) -> list[Block]:
         first = those[0]["forgetting"]
         text = (
             f"On {first['tokens']:,} tokens of general text ({first['text']}, SHA-256 {str(digest)[:12]}): perplexity before and after, and the mean "
-            "Kullback-Leibler divergence of the run's next-token probabilities from the base model's, in nats a token. "
-            + _tuned_on([r for r in those if r["method"] != BASE] or those)
+            "Kullback-Leibler divergence of the run's next-token probabilities from the base model's, in nats a token, with 95% bootstrap intervals "
+            "over the pieces in which the text was read. " + _tuned_on([r for r in those if r["method"] != BASE] or those)
         )
         out += [Paragraph(text), Table(["run", "perplexity before", "perplexity after", "KL(base || run)"], body)]
     return out
