@@ -112,7 +112,9 @@ def test_replies_raters_and_criteria_are_counted_apart(tiny: Make) -> None:
     rate(folder, "anna", lambda _: 3)
     assert "40 different replies, scored from 0 to 5 on overall by anna, blind. With one rater" in report(tiny)[0]
     rate(folder, "ben", lambda _: 2)
-    assert "40 different replies, scored from 0 to 5 on overall by anna and ben, blind. Means" in report(tiny)[0]
+    text = report(tiny)[0]
+    assert "40 different replies, scored from 0 to 5 on overall by anna and ben, blind. Means with 95% intervals" in text
+    assert "over replies, by Student's t; those of rank correlations are percentile bootstrap intervals over test rows." in text
     rate(folder, "cleo", lambda _: 2, limit=10)
     assert "on overall by anna (40 of them), ben (40 of them) and cleo (10 of them), blind." in report(tiny)[0]
 

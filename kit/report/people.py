@@ -39,7 +39,8 @@ def who_scored(rated: Row) -> str:
     raters = names([rater if alike else f"{rater} ({n:,} of them)" for rater, n in each.items()])
     text = f"{rated['replies']:,} different replies, scored from 0 to 5 on {names([*rated['criteria']])} by {raters or 'nobody'}, blind."
     alone = "" if len(each) > 1 else "With one rater nothing shows whether another would say the same."
-    return " ".join(filter(None, [text, alone, stale, "Means with 95% intervals over replies."]))
+    how = "Means with 95% intervals over replies, by Student's t; those of rank correlations are percentile bootstrap intervals over test rows."
+    return " ".join(filter(None, [text, alone, stale, how]))
 
 
 def preferences(rated: Row, found: Sequence[Verdict]) -> list[Block]:
