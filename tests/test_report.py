@@ -20,7 +20,7 @@ from kit.console import console
 from kit.errors import UserError
 from kit.files import read_json, sha256, write_json, write_jsonl
 from kit.metrics import scores_by_source
-from kit.report import answers, content, markdown, tables, write
+from kit.report import about, answers, content, markdown, tables, write
 from kit.report.answers import CHANGED, gather
 from kit.report.blocks import Heading
 from kit.report.content import document
@@ -538,6 +538,13 @@ def test_numbers_read_well() -> None:
     assert (cell("bleu4", before, before), cell("bleu4", after, before), cell("bleu4", after, None)) == ("1.00", "1.00 → 2.00", "2.00")
     assert interval({"value": 1.0, "low": None, "high": None}) == "1.00"
     assert interval(None) == interval({"value": None, "low": None, "high": None}) == "—"
+
+
+def test_what_a_hybrid_is_built_on_may_be_one_run_or_several() -> None:
+    qlora, highrank = ({"method": m, "rank": 16, "steps": 10, "train_wall_s": 4.1, "valid_perplexity": 2.0} for m in ("qlora", "highrank"))
+    said = [about.parts({"label": "hybrid", "parts": parts, "tried": None}) for parts in ([qlora], [qlora, highrank])]
+    assert said[0].endswith("its time, tokens and other costs include QLoRA's.")
+    assert said[1].endswith("its time, tokens and other costs include theirs.")
 
 
 def test_a_report_needs_no_torch(tiny: Make) -> None:

@@ -252,7 +252,8 @@ def parts(row: Row) -> str:
     best = min(combinations, key=lambda t: t["valid_perplexity"], default=None)
     weights = f"{best['kind']}, {names([f'{w:g} {title(m)}' for m, w in best['weights'].items()])}" if best else ""
     chosen = f" Chosen of the combinations on validation rows: {weights}. The parts alone, on the 16-bit base model, stand beside." if best else ""
-    return sentence(f"{row['label']} is built on {names(built)}; its time, tokens and other costs include theirs.{chosen}")
+    theirs = "theirs" if len(built) > 1 else f"{title(row['parts'][0]['method'])}'s"
+    return sentence(f"{row['label']} is built on {names(built)}; its time, tokens and other costs include {theirs}.{chosen}")
 
 
 def read_optional(path: Path, shape: Any) -> tuple[dict[str, Any] | None, list[str]]:
