@@ -137,6 +137,16 @@ def test_methods_that_cannot_fairly_be_ranked_together_share_no_front(tiny: Make
                                                     "both, by value, which is no verdict: LoRA and DoRA; GaLore.")  # fmt: skip
 
 
+def test_a_point_above_the_only_front_is_not_denied(tiny: Make, tmp_path: Path) -> None:
+    for method, seconds, reply in (("lora", 30.0, "a"), ("dora", 60.0, "the lake"), ("combined", 90.0, "the lake is blue")):
+        finished(tiny, method, reply, train_wall_s=seconds)
+    said = "The dashed line is the Pareto front{}, of methods that no other equals or beats in both, by value, which is no verdict: {}."
+    captions = drawn(tiny, tmp_path, [["lora", "dora"], ["combined"]])[0]
+    assert captions["time_vs_performance"].endswith(said.format(" of what can fairly be ranked together", "LoRA and DoRA"))
+    captions = drawn(tiny, tmp_path, [["lora", "dora", "combined"]])[0]
+    assert captions["time_vs_performance"].endswith(said.format("", "LoRA, DoRA and combined"))
+
+
 def test_a_cost_that_does_not_differ_clearly_has_no_front_and_starts_at_0(tiny: Make, tmp_path: Path) -> None:
     finished(tiny, "lora", "the lake is blue", peak_memory_gib=1.009, train_wall_s=30.0)
     finished(tiny, "dora", "the lake", peak_memory_gib=1.026, train_wall_s=60.0)

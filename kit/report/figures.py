@@ -55,7 +55,7 @@ def draw(results: Results, rated: Row | None, stats: Mapping[str, Any] | None, f
             groups = [[r for r in costed if r["method"] in those] for those in families] or [costed]
             fronts = [ahead for group in groups if (ahead := front(group, key))]
             caption = f"ROUGE-L with 95% intervals against {what}: upper left is best."
-            add(f"{name}_vs_performance", " ".join([caption, *_said_of_fronts(groups, fronts, name), *_dotted(rows)]),
+            add(f"{name}_vs_performance", " ".join([caption, *_said_of_fronts(costed, groups, fronts, name), *_dotted(rows)]),
                 _tradeoff(costed, fronts, rows, style, key, f"{what} ({unit})"))  # fmt: skip
     if logs := curves(results.rows):
         caption = "Training loss by optimiser step, as a running mean over a twentieth of the steps."
@@ -198,9 +198,11 @@ def alike(costs: Sequence[float]) -> bool:
     return min(costs) >= CLEARLY * max(costs)
 
 
-def _said_of_fronts(groups: Sequence[Sequence[Row]], fronts: Sequence[Sequence[Row]], cost: str) -> list[str]:
+def _said_of_fronts(drawn: Sequence[Row], groups: Sequence[Sequence[Row]], fronts: Sequence[Sequence[Row]], cost: str) -> list[str]:
     if fronts:
-        lines = "line is the Pareto front" if len(fronts) == 1 else "lines are the Pareto fronts of what can fairly be ranked together"
+        lines = "line is the Pareto front" if len(fronts) == 1 else "lines are the Pareto fronts"
+        # A point beside them may be above the line.
+        lines += " of what can fairly be ranked together" if sum(r["ranked"] for r in groups[0]) < len(drawn) else ""
         who = "; ".join(names([r["label"] for r in ahead]) for ahead in fronts)
         return [f"The dashed {lines}, of methods that no other equals or beats in both, by value, which is no verdict: {who}."]
     few = f"The ranked methods differ in {cost} by less than {1 - CLEARLY:.0%}, which is no difference in what was measured once a run: no Pareto front."
