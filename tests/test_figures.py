@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 from test_report import Make, made_run
 
-from kit.files import read_json, write_json
+from kit.files import read_json, write_json, write_jsonl
 from kit.report.answers import gather
 from kit.report.figures import NAMES, draw, draw_lengths, errors, front, pareto, smoothed
 from kit.report.rows import Row
@@ -189,6 +189,15 @@ def test_the_base_models_line_runs_behind_its_number(tiny: Make, tmp_path: Path)
     for ax in drawn(tiny, tmp_path)[1]["bleu_rouge_comparison"].axes:
         (line,) = [line for line in ax.lines if line.get_linestyle() == ":"]
         assert all(text.get_bbox_patch() is not None and text.get_zorder() > line.get_zorder() for text in ax.texts)
+
+
+@pytest.mark.parametrize("name", ["training_loss", "length"])
+def test_there_are_no_halves_of_steps_and_tokens(tiny: Make, tmp_path: Path, name: str) -> None:
+    folder = made_run(tiny("--method", "lora"), ["the lake " * 10, "the lake"])
+    write_jsonl(folder / "log.jsonl", [{"step": i, "loss": 1.0} for i in range(1, 21)])
+    figure = drawn(tiny, tmp_path)[1][name]
+    figure.draw_without_rendering()
+    assert all(tick == round(tick) for tick in figure.axes[0].get_xticks())
 
 
 def test_a_run_that_trains_nothing_is_named_where_it_has_no_curve(tiny: Make, tmp_path: Path) -> None:

@@ -245,6 +245,7 @@ def _loss(rows: Sequence[Row], logs: Mapping[str, Sequence[Row]], style: Mapping
                   linewidth=1.2, alpha=0.6 if label is None else 1, label=label)  # fmt: skip
         named.add(row["method"])
     axes.set_xlabel("optimiser step")
+    _counted(axes)
     axes.set_ylabel("loss (nats a token, running mean)")
     _legend(axes)
     return figure
@@ -287,6 +288,7 @@ def _boxes(bars: Mapping[str, Sequence[float]], label: str) -> Any:
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel(label)
+    _counted(axes)
     return figure
 
 
@@ -305,6 +307,11 @@ def _human(rows: Sequence[Row], rated: Row, style: Mapping[str, int]) -> Any:
     axes[0].set_ylabel("mean human score (0–5)")
     _legend(axes[-1])
     return figure
+
+
+def _counted(axes: Any) -> None:
+    """Of what is counted there are no halves."""
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _legend(axes: Any) -> None:
