@@ -136,7 +136,7 @@ def estimate(score: Array, spread: Array, n: int, df: int, varied: Sequence[Arra
     seeds vary, and a difference's values after exchanges of rows.
 
     A resample deviates by so many of its own standard errors (the bootstrap-t; Efron and Tibshirani 1993, section 12.5; errors by the
-    infinitesimal jackknife, section 21.4), which makes up for skew and for few rows. Now and then a resample has no variance: so each takes
+    infinitesimal jackknife, Jaeckel 1972), which makes up for skew and for few rows. Now and then a resample has no variance: so each takes
     PADDING more rows of the test rows' variance, as uncertain as that is.
 
     A few seeds cannot be resampled: two have only three means, with half the variance. So the mean over seeds moves by their unbiased
