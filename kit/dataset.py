@@ -171,16 +171,18 @@ def _pick(pool: Pool, split: str, n: int, taken: set[bytes]) -> list[int]:
 
 
 def _too_few(pool: Pool, pools: list[Pool], config: RunConfig) -> str:
-    counts = {"train": config.train_per_source, "valid": config.valid_per_source, "test": config.test_per_source}
+    wanted = {"train": config.train_per_source, "valid": config.valid_per_source, "test": config.test_per_source}
     sizes = Counter(pool.keys)
     # In the same proportion, of the groups that no other source can take.
     free = len(sizes.keys() - {key for other in pools if other is not pool for key in other.keys})
-    fitting = {split: int(0.95 * free * n / sum(counts.values())) for split, n in counts.items() if n}
+    fitting = {split: int(0.95 * free * n / sum(wanted.values())) for split, n in wanted.items() if n}
     flags = " ".join(f"--{split}-per-source {n}" for split, n in fitting.items())
-    alike = f" ({len(sizes)} that differ; {max(sizes.values())} are near duplicates of each other)" if len(sizes) < len(pool.keys) else ""
+    about = [f"{len(sizes)} that differ", f"{max(sizes.values())} are near duplicates of each other"] if len(sizes) < len(pool.keys) else []
+    about += [f"dropped: {counts(pool.stream.dropped)}"] if pool.stream.dropped else []
+    told = f" ({'; '.join(about)})" if about else ""
     return (
-        f"source {pool.stream.name}: {len(pool.keys)} usable rows in {pool.stream.origin}{alike} are too few for "
-        f"{' + '.join(f'{n} {split}' for split, n in counts.items() if n)} with near duplicates kept on one side; "
+        f"source {pool.stream.name}: {len(pool.keys)} usable rows in {pool.stream.origin}{told} are too few for "
+        f"{' + '.join(f'{n} {split}' for split, n in wanted.items() if n)} with near duplicates kept on one side; "
         + (f'take fewer, such as {flags} (with make: ARGS="{flags}")' if all(fitting.values()) else "it takes more rows")
     )
 

@@ -128,6 +128,10 @@ def test_an_edited_split_is_noticed(tiny: Make) -> None:
         ([{"instruction": "a", "output": ""}], r"no usable rows in .* \(dropped: 1 empty reply\)"),
         ([], r"no usable rows in .* \(dropped: —\)"),
         ([{"instruction": "a", "output": "b"}], r"1 usable rows in .* are too few for 10 train \+ 5 test .* it takes more rows"),
+        (
+            [{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "b"}, {"instruction": "a", "output": ""}],
+            r"1 usable rows in .* \(dropped: 1 duplicate, 1 empty reply\) are too few",
+        ),
     ],
 )
 def test_a_failed_build_leaves_what_was_there(tiny: Make, tmp_path: Path, rows: list[dict[str, str]], message: str) -> None:
