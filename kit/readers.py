@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -115,9 +116,10 @@ def _csv(file: IO[bytes], path: Path, _wanted: Container[int] | None, told: set[
                 raise UserError(f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or [])} columns")
             yield number, {k: _cell(k, v) for k, v in row.items()}
     except UnicodeDecodeError as error:
+        own = "utf-16" if error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "cp1252"
         raise UserError(
             f"{path}, after row {number}, byte {error.start + 1} of the block: not valid UTF-8; save it as CSV in UTF-8, or: "
-            "iconv -f cp1252 -t utf-8 OLD.csv > NEW.csv"
+            f"iconv -f {own} -t utf-8 OLD.csv > NEW.csv"
         ) from None
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
