@@ -112,7 +112,7 @@ def _kept(path: Path, rows: list[Row]) -> list[Row]:
 def _answer(config: RunConfig, model: Any, renderer: Renderer, rows: list[Row], exams: list[Exam], done: dict[str, Row], path: Path, drafted: Drafted) -> None:
     """Fills `done` and the predictions file, batch by batch. The batches do not depend on what is done already; out of memory halves those to come."""
     order, tokens, at = longest_first(exams), config.eval_tokens, 0
-    with path.open("a", encoding="utf-8", newline="\n") as file, Bar("generating", len(rows)) as bar:
+    with path.open("a", encoding="utf-8", newline="\n") as file, Bar("generating", len(rows), len(done)) as bar:
         started, fresh = clock(), 0
         while at < len(order):
             lengths = [len(exams[i].prompt_ids) + config.max_new_tokens for i in order[at:]]

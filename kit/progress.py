@@ -34,14 +34,14 @@ class Stopped(KeyboardInterrupt):
 
 
 class Bar:
-    """A progress bar with a free text beside it; off-terminal about LINES lines over the whole."""
+    """A progress bar with a free text beside it; off-terminal about LINES lines over the whole. `before` were done by an earlier process."""
 
-    def __init__(self, title: str, total: int) -> None:
-        self.title, self.total, self.said = title, total, 0
+    def __init__(self, title: str, total: int, before: int = 0) -> None:
+        self.title, self.total, self.before, self.said = title, total, before, 0
         self.started = time.perf_counter()
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
         self.live = Progress(*columns, console=console, expand=True, disable=not console.is_terminal)
-        self.task = self.live.add_task(title, total=total, text="")
+        self.task = self.live.add_task(title, total=total, completed=before, text="")
 
     def __enter__(self) -> Bar:
         self.live.start()
@@ -54,7 +54,7 @@ class Bar:
         self.live.update(self.task, completed=done, text=text)
         if not console.is_terminal and (done * LINES // self.total > self.said or done == self.total):
             self.said = done * LINES // self.total
-            left = (time.perf_counter() - self.started) / max(done, 1) * (self.total - done)
+            left = (time.perf_counter() - self.started) / max(done - self.before, 1) * (self.total - done)
             say(f"{self.title} {done}/{self.total}  {text}  {left:.0f} s left")
 
 
@@ -122,7 +122,7 @@ class TrainingProgress:
         self.phase.enter_context(self.phases(name))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        self.bar = self.opened.enter_context(Bar("training", state.max_steps))
+        self.bar = self.opened.enter_context(Bar("training", state.max_steps, state.global_step))
         self.joules = joules()
         if self.starved is not None and model is not None:  # by the steps before a kill
             self.fed = {n: n not in self.starved for n, p in model.named_parameters() if p.requires_grad}

@@ -242,7 +242,7 @@ def test_energy_is_priced() -> None:
 
 def steps(progress: TrainingProgress, numbers: range) -> None:
     """Steps of 10 tokens each as the trainer would report them, from the start of a process."""
-    control, args, state = SimpleNamespace(), SimpleNamespace(device="cpu"), SimpleNamespace(max_steps=20, global_step=0, seen=(0, 0))
+    control, args, state = SimpleNamespace(), SimpleNamespace(device="cpu"), SimpleNamespace(max_steps=20, global_step=numbers[0] - 1, seen=(0, 0))
     progress.on_train_begin(args, state, control)
     for done, number in enumerate(numbers, 1):
         progress.on_step_begin(args, state, control)
@@ -353,3 +353,13 @@ def test_a_line_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"a": 1}\n' + '{"a":' * 50_000 + "\n")
     with pytest.raises(UserError, match=r"log.jsonl, line 2: not valid JSON"):
         list(read_jsonl(tmp_path / "log.jsonl"))
+
+
+def test_the_time_left_goes_by_what_this_process_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """After 9 of 10 parts before an interruption hours were left, and the first line of the next process said seconds."""
+    seconds = itertools.count(0, 10)
+    monkeypatch.setattr("kit.progress.time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    steps(TrainingProgress(tmp_path / "log.jsonl", Phases(), 0), range(1, 17))
+    capsys.readouterr()
+    steps(TrainingProgress(tmp_path / "log.jsonl", Phases(), 16), range(17, 19))
+    assert [line.rpartition("  ")[2] for line in capsys.readouterr().out.splitlines()] == ["30 s left", "20 s left"]

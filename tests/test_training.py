@@ -249,7 +249,7 @@ def test_a_step_that_compiles_counts_as_the_mean_of_those_before(tmp_path: Path,
     monkeypatch.setattr("kit.progress.clock", lambda: now[0])
     monkeypatch.setattr("kit.progress.compiled", lambda: graphs[0])
     args, control = SimpleNamespace(device="cpu"), SimpleNamespace()
-    progress.on_train_begin(args, SimpleNamespace(max_steps=5), control)
+    progress.on_train_begin(args, SimpleNamespace(max_steps=5, global_step=0), control)
     for step, (seconds, made) in enumerate(((9, 3), (1, 0), (3, 0), (50, 2), (2, 0)), 1):
         progress.on_step_begin(args, None, control)
         now[0], graphs[0] = now[0] + seconds, graphs[0] + made
