@@ -12,7 +12,7 @@ from kit import card, dataset, gates, processes, runs
 from kit.checkpoints import last_checkpoint, step_of
 from kit.config import BASE, RunConfig
 from kit.console import console, say
-from kit.errors import UserError
+from kit.errors import UserError, first_line
 from kit.files import held, read_json, replaced_folder, write_json
 from kit.generation import likelihoods
 from kit.memory import OutOfMemory, enough_memory, fitting, largest_that_fits
@@ -100,7 +100,9 @@ def _record_failure(config: RunConfig, folder: Path, error: BaseException) -> No
     """Leaves a train.json that says how the run ended; the same command tries again."""
     name = type(error).__name__
     status = "oom" if isinstance(error, OutOfMemory) else "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
-    record: Record = {"schema": runs.SCHEMA, "status": status, "reason": f"{name}: {str(error).splitlines()[0] if str(error) else ''}"}
+    # What is said to the user needs no name of a Python class before it.
+    said = first_line(error) if isinstance(error, (UserError, KeyboardInterrupt)) else f"{name}: {str(error).splitlines()[0] if str(error) else ''}"
+    record: Record = {"schema": runs.SCHEMA, "status": status, "reason": said}
     if not isinstance(error, OutOfMemory):
         write_json(folder / "train.json", record)
         return
@@ -179,6 +181,8 @@ def _steps(config: RunConfig, trainer: Any, folder: Path, phases: Phases, skip: 
     """The optimiser steps, from the last complete checkpoint; an earlier part's `skip` steps are in the log already."""
     with trainer.accelerator.main_process_first():  # which removes damaged ones
         checkpoint = last_checkpoint(folder / "checkpoints")
+    if processes.first():  # how an earlier attempt ended is not how this one does; by now no process reads it any more
+        (folder / "train.json").unlink(missing_ok=True)
     if checkpoint:
         say(f"going on from {checkpoint.name}")
     progress = add_progress(trainer, folder / "log.jsonl", phases, step_of(checkpoint), skip)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import places
 
+from kit import training
 from kit.checkpoints import last_checkpoint
 from kit.cli import parser
 from kit.config import RunConfig, load_recipe, recipes
@@ -356,9 +357,10 @@ def test_killed_after_the_last_step_it_makes_no_other_one(ready: Make, monkeypat
 
 def test_a_rate_that_diverges_fails_with_its_reason(ready: Make) -> None:
     config = ready("--method", "full", *SHORT, "--learning-rate", "1e30", "--max-grad-norm", "1e30", "--warmup-ratio", "0")
-    with pytest.raises(UserError, match=r"training diverged: the loss of step \d+ is nan; lower --learning-rate"):
+    with pytest.raises(UserError, match=r"training diverged: the loss of step \d+ is nan; lower --learning-rate") as refused:
         train(config)
-    assert read_json(config.run_dir / "train.json")["status"] == "failed"
+    record = read_json(config.run_dir / "train.json")
+    assert (record["status"], record["reason"]) == ("failed", str(refused.value))
 
 
 def test_a_last_step_that_diverges_fails_with_its_reason(ready: Make) -> None:
@@ -367,6 +369,21 @@ def test_a_last_step_that_diverges_fails_with_its_reason(ready: Make) -> None:
     with pytest.raises(UserError, match=r"training diverged: .*; lower --learning-rate"):
         train(config)
     assert read_json(config.run_dir / "train.json")["status"] == "failed"
+
+
+def test_a_run_that_is_trained_again_shows_no_earlier_end(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report in the meantime, or after a kill, would call it cancelled at a step that is long past."""
+    config, seen = ready("--method", "lora", *SHORT, "--max-steps", "1"), list[str]()
+    write_json(config.run_dir / "train.json", {"status": "cancelled", "reason": "stopped at step 28"})
+    save = training.save
+
+    def watched(*args: Any) -> None:
+        seen.append(collect(config.run_dir.parent)[0]["reason"])
+        save(*args)
+
+    monkeypatch.setattr(training, "save", watched)
+    assert train(config)["status"] == "done"
+    assert seen == ["training is running or was stopped after 1 steps; the same command goes on from the last checkpoint"]
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
