@@ -82,6 +82,20 @@ def test_what_differs_beyond_the_method_is_named(tiny: Make, flags: tuple[str, .
     assert ledger(gather(tiny().run_dir.parent)) == [("QLoRA", "LoRA", [reason])]
 
 
+@pytest.mark.parametrize(
+    ("methods", "tuned", "reasons"),
+    [
+        (("qlora", "lora"), (True, True), []),
+        (("qlora", "lora"), (True, False), ["learning_rate 0.002 and 0.004", "tuned True and False"]),
+        (("qlora", "hybrid"), (True, True), ["learning_rate 0.002 and 0.004"]),  # for which there is no sweep
+    ],
+)
+def test_methods_at_their_swept_rates_are_ranked(tiny: Make, methods: tuple[str, str], tuned: tuple[bool, bool], reasons: list[str]) -> None:
+    for method, by_sweep, rate in zip(methods, tuned, ("2e-3", "4e-3"), strict=True):
+        finished(tiny("--method", method, "--learning-rate", rate, *(["--tuned"] if by_sweep else [])), replies(0.5, 1))
+    assert [v["confounded"] for v in said(tiny).values()] == [reasons] * 3
+
+
 def test_a_pair_that_must_not_be_ranked_decides_no_other(tiny: Make) -> None:
     finished(tiny("--method", "qlora"), replies(0.5, 1))
     finished(tiny("--method", "lora"), replies(0.3, 2))

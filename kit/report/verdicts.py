@@ -77,7 +77,7 @@ def confounded(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
     base = any(r["method"] == BASE for r in both)
     reasons = list(dict.fromkeys(r["reason"] or "not ranked" for r in both if not r["ranked"]))
     own = (own_settings(group[0]["method"], group[0]["config"].get("recipe")) for group in (first, second))
-    allowed = {"method", "seed"}.union(*own, TRAINING_FIELDS if base else ())
+    allowed = {"method", "seed"}.union(*own, TRAINING_FIELDS if base else (), ("learning_rate",) if all(map(swept, both)) else ())
     for key in sorted({k for r in both for k in r["config"]}):
         # What belongs to a method may differ between methods, not between one method's seeds.
         groups = [both] if key not in allowed else [] if key in ("method", "seed") else [first, second]
@@ -111,6 +111,11 @@ def own_settings(method: str, recipe: str | None) -> frozenset[str]:
     """The settings that belong to a method: its entry's, its parts', and the recipe's block for it. They differ because the methods do."""
     block: Mapping[str, Any] = load_recipe(recipe).get("methods", {}).get(method, {}) if recipe and recipe in recipes() else {}
     return frozenset(METHODS[method].settings if method in METHODS else ()) | frozenset(block)
+
+
+def swept(row: Row) -> bool:
+    """Whether the run's rate is the one that its method's sweep found best, each with the same budget: it belongs to the method then."""
+    return bool(row["config"].get("tuned")) and row["method"] in METHODS and not METHODS[row["method"]].parts
 
 
 def uses(method: str, setting: str) -> bool:
