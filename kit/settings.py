@@ -74,7 +74,11 @@ def narrowed(values: Mapping[str, Any], recipe: dict[str, Any]) -> dict[str, int
 
 def with_tuned_rate(config: RunConfig) -> RunConfig:
     """With --tuned and no rate asked for, the sweep's; what is built on other methods' runs takes the rates that were found for those."""
-    if not config.tuned or "learning_rate" in config.asked or config.method == BASE or config.technique.parts:
+    if not config.tuned or "learning_rate" in config.asked or config.method == BASE:
+        return config
+    if config.technique.parts:
+        for part in config.technique.parts:  # one without a sweep is told now, and not after hours of evaluating the base model
+            sibling(config, part)
         return config
     return dataclasses.replace(config, learning_rate=tuned_rate(config))
 

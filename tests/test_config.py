@@ -94,7 +94,8 @@ def test_the_tuned_rate_comes_from_the_sweep(tmp_path) -> None:
     write_json(path, {"best": 5e-4, "budget": {"settings": config("--method", "lora").identity()}})
     assert config(*flags).learning_rate == 5e-4
     assert config(*flags, "--learning-rate", "1e-3").learning_rate == 1e-3
-    config("--method", "hybrid", *flags[2:])  # its parts have rates of their own
+    with pytest.raises(UserError, match=r"--tuned needs .*qlora.json"):  # its part has a rate of its own
+        config("--method", "hybrid", *flags[2:])
     for damaged in ({"best": 5e-4}, {"best": "x", "budget": {"settings": {}}}, {"best": 5e-4, "budget": []}):
         write_json(path, damaged)
         with pytest.raises(UserError, match=r"lora.json: cannot be read"):

@@ -136,6 +136,16 @@ def test_a_rate_that_was_found_with_other_settings_is_not_used(
     assert ready(*short, *flags, "--tuned", "--learning-rate", "1e-5").learning_rate == 1e-5
 
 
+def test_what_is_built_on_methods_without_a_sweep_is_told_so_at_once(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `make compare ARGS=--tuned` asks for combined before it evaluates the base model."""
+    stand_in(monkeypatch, lambda trial: 1 / trial.learning_rate)
+    for part in ("qlora", "highrank"):
+        with pytest.raises(UserError, match=rf"--tuned needs \S+/sweep/{part}\.json; make it with: python scripts/sweep\.py --method {part} "):
+            ready("--method", "combined", *SHORT[2:], "--tuned")
+        sweep(ready("--method", part, *SHORT[2:]), share=0.25)
+    assert ready("--method", "combined", *SHORT[2:], "--tuned").tuned
+
+
 def test_a_sweep_from_before_a_setting_existed_was_made_with_its_default(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = stand_in(monkeypatch, lambda trial: 1 / trial.learning_rate)
     config = ready(*SHORT)
