@@ -146,6 +146,10 @@ def as_stored(model: Any, tokenizer: Any, vocabulary: int) -> None:
         model.resize_token_embeddings(vocabulary)
     # Before each training transformers takes these from the tokenizer and warns of it; generation settings may name more ends of a reply.
     model.config.eos_token_id = tokenizer.eos_token_id
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [own] if own is not None else []
+    if tokenizer.eos_token_id not in own:
+        model.generation_config.eos_token_id = [tokenizer.eos_token_id, *own]
     for settings in (model.config, model.generation_config):
         settings.bos_token_id, settings.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
 

@@ -78,6 +78,18 @@ def test_a_model_and_its_tokenizer_name_the_same_control_tokens(name: str, ready
     assert loaded.generation_config.eos_token_id == ([1, 5] if name == "builtin" else [0])
 
 
+def test_an_end_that_the_generation_settings_lack_is_added_without_a_word(ready: Make, model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.trainer_utils import align_special_tokens
+
+    folder = model("generation_config.json", eos_token_id=7)
+    loaded, tokenizer, _ = load_base(ready("--model", str(folder), "--method", "lora"), training=True)
+    said: list[str] = []
+    monkeypatch.setattr(logging.getLogger("transformers").handlers[0], "emit", lambda record: said.append(record.getMessage()))
+    align_special_tokens(loaded, tokenizer)
+    assert said == []
+    assert loaded.generation_config.eos_token_id == [tokenizer.eos_token_id, 7]
+
+
 def test_pickled_weights_are_not_read(ready: Make, model: Callable[..., Path]) -> None:
     import torch
     from safetensors.torch import load_file
