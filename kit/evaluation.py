@@ -28,8 +28,8 @@ def evaluate(config: RunConfig) -> Row:
     """The run's eval.json; goes on where an interrupted evaluation stopped, and does nothing when the result exists."""
     if processes.count() > 1:
         raise UserError("an evaluation runs in one process; start one, on one GPU")
+    scoring.check_trained(config)  # before data are built, under a mistyped name
     prepare_data(config)
-    scoring.check_trained(config)
     with held(config.run_dir):
         return _evaluate(config)
 

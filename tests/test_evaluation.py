@@ -140,6 +140,14 @@ def test_a_run_that_is_not_trained_to_its_end_is_not_scored(make: Make) -> None:
         scoring.rescore(lora)
 
 
+def test_a_run_that_is_not_there_has_no_data_built_for_it(tiny: Make) -> None:
+    """Of a name that was mistyped."""
+    lora = tiny("--method", "lora")
+    with pytest.raises(UserError, match="is not trained yet"):
+        evaluate(lora)
+    assert not lora.data_path.exists()
+
+
 def test_the_order_of_the_predictions_changes_no_score(make: Make) -> None:
     base = make("--method", "base")
     folder = answered(base)
