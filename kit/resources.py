@@ -29,7 +29,9 @@ def _cuda() -> Any:
 
 def is_memory_error(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on the GPU or the CPU."""
-    said = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED", "Cannot allocate memory")
+    # "CUDA driver error" is torch's where it loads a compiled kernel or maps memory, "Triton Error [CUDA]" Triton's.
+    gpu = ("CUDA error: out of memory", "CUDA driver error: out of memory", "Triton Error [CUDA]: out of memory", "STATUS_ALLOC_FAILED")
+    said = ("can't allocate memory", "Cannot allocate memory", *gpu)
     kinds = (RuntimeError, OSError, ImportError)
     return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or (isinstance(error, kinds) and any(s in str(error) for s in said))
 

@@ -26,7 +26,7 @@ from kit.methods import METHODS
 from kit.model import import_unsloth
 from kit.progress import AT_MOST, TrainingProgress
 from kit.report.rows import collect
-from kit.resources import Phases
+from kit.resources import Phases, is_memory_error
 from kit.settings import resolve
 from kit.trainer import Kit, tracker
 from kit.training import train
@@ -294,6 +294,12 @@ def test_out_of_memory_in_the_checks_is_told_apart(ready: Make, monkeypatch: pyt
     monkeypatch.setattr("kit.gates.fingerprint", fingerprint)
     with pytest.raises(UserError, match=r"out of memory while training \(checks before training\)"):
         train(ready("--method", "lora", *SHORT))
+
+
+@pytest.mark.parametrize("said", ["CUDA error", "CUDA driver error", "Triton Error [CUDA]"])
+def test_memory_that_a_compiled_kernel_lacks_is_memory(said: str) -> None:
+    assert is_memory_error(RuntimeError(f"{said}: out of memory"))
+    assert not is_memory_error(RuntimeError(f"{said}: an illegal memory access was encountered"))
 
 
 def test_what_is_said_to_fit_has_room_for_the_optimisers_state(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
