@@ -128,6 +128,8 @@ class KeptNormDora(DoraLinearVariant):  # type: ignore[misc]
         adapters = (module.lora_A, module.lora_B, module.lora_magnitude_vector)
         return [module.get_base_layer().weight, *(each[self.adapter].weight for each in adapters)]
 
+    # Where a layer around it cannot be compiled torch would compile this alone, and what it makes in an evaluation would serve no training.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def scales(self, module: Any, weights: list[Any]) -> Any:
         """Three [out] tensors in float32 or wider: m / n, what turns the gradient of the scaled product into that of m, and s m / n."""
         key = [_steps[0], module.scaling[self.adapter], *((0 if w.is_inference() else w._version, w.data_ptr()) for w in weights)]

@@ -565,6 +565,23 @@ def test_compiled_layers_follow_optimiser_steps(computed: list[Any], four_bit: b
     assert len(computed) == 6
 
 
+def test_layers_that_cannot_be_compiled_train_after_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where Unsloth has torch go on without the graphs that it cannot compile."""
+    from torch._dynamo.backends.debugging import aot_eager
+
+    def compiler(graph: Any, inputs: Any) -> Any:
+        if any("dora_scales" in str(node.target) for node in graph.graph.nodes):
+            raise RuntimeError("no kernel")
+        return aot_eager(graph, inputs)
+
+    monkeypatch.setattr("torch._dynamo.config.suppress_errors", True)
+    ours = fast(stock())
+    compiled = torch.compile(ours, backend=compiler)
+    with torch.inference_mode():
+        compiled(data()[0])
+    assert_like(gradients(compiled, *data()), formula(ours, *data()))
+
+
 def test_four_bit_gradients_survive_an_evaluation() -> None:
     """On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first evaluation."""
     model = fast(stock(dtype=BF16, four_bit=True))
