@@ -196,5 +196,6 @@ def gaussian(rows: int, columns: int, *, device: Any, key: str) -> Any:
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of all the tensors that an optimiser keeps."""
-    return sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor))
+    """Bytes of all the tensors that an optimiser keeps, each once: bitsandbytes' 8-bit states share two tables."""
+    tensors = {id(t): t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)}
+    return sum(t.numel() * t.element_size() for t in tensors.values())

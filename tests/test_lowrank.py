@@ -203,6 +203,14 @@ def test_training_learns_with_a_smaller_state(projection: str, eight_bit: bool) 
     assert state_bytes(optimizer) == counted(shapes, rank=32, projection=projection, eight_bit=eight_bit) + counted(left, eight_bit=eight_bit)
 
 
+def test_a_table_that_all_states_share_is_counted_once() -> None:
+    """bitsandbytes keeps its 8-bit codes in every parameter's state."""
+    optimizer, table = torch.optim.SGD(torch.nn.Linear(4, 4).parameters()), torch.zeros(256)
+    for p in optimizer.param_groups[0]["params"]:
+        optimizer.state[p] |= {"state1": torch.zeros(10, dtype=torch.uint8), "qmap1": table}
+    assert state_bytes(optimizer) == 2 * 10 + 256 * 4
+
+
 def counted(shapes: Sequence[tuple[int, ...]], *, rank: int = 0, projection: str = GALORE, eight_bit: bool = False) -> int:
     """Bytes of state for parameters of these shapes, every matrix larger than the rank projected; rank 0 is plain AdamW."""
     total = 8 * len(shapes)  # the steps
