@@ -122,7 +122,7 @@ def _csv(file: IO[bytes], path: Path, _wanted: Container[int] | None, told: set[
             f"iconv -f {own} -t utf-8 OLD.csv > NEW.csv"
         ) from None
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
+        raise UserError(f"{path}, line {reader.reader.line_num}: not valid CSV ({error})") from None  # DictReader's own is that of the row before
     finally:
         text.detach()  # the caller closes the file
 

@@ -128,6 +128,7 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
         ("a.csv", b"instruction;output\nx;\xff\n", "a.csv, after row 0, byte 22 of the block: not valid UTF-8"),
         ("a.csv", b"\xff\n", "a.csv, after row 0, byte 1 of the block: not valid UTF-8; save it as CSV in UTF-8, or: iconv -f cp1252"),
         ("a.csv", "a\tb\n".encode("utf-16"), "a.csv, after row 0, byte 1 of the block: not valid UTF-8; save it as CSV in UTF-8, or: iconv -f utf-16"),
+        ("a.csv", b'question,answer\n"a",b\n"a "b" c",d\n', "a.csv, line 3: not valid CSV"),
         ("a.json", b"", "a.json: the file is empty"),
         ("a.jsonl", b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "a.jsonl, line 1: not valid JSON (maximum recursion"),
         ("a.json", b'[{"prompt": "x"}]', "and an answer (output, completion, response, answer), found prompt"),
