@@ -515,9 +515,14 @@ def test_a_star_stands_where_the_verdicts_support_it(tiny: Make, capsys: pytest.
     assert "★" not in capsys.readouterr().out
 
 
-def test_no_runs_is_an_error(tiny: Make) -> None:
+def test_no_runs_is_an_error(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """And replaces no other experiment's report, nor says so."""
     with pytest.raises(UserError, match="no runs in"):
         collect(Path(tiny().runs_dir))
+    write_json(Path(tiny().report_dir) / "summary.json", {"rows": [{"run": "runs/other/base"}]})
+    with pytest.raises(UserError, match="no runs in"):
+        write.build(tiny())
+    assert capsys.readouterr().out == ""
 
 
 def test_seeds_are_told_apart(tiny: Make) -> None:

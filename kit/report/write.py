@@ -40,8 +40,8 @@ FORMATS = {"md": "markdown", "html": "html", "pdf": "pdf"}
 def build(config: RunConfig) -> tuple[Results, list[str], list[Verdict]]:
     """Writes the report of one experiment; returns its results, warnings and verdicts."""
     out = Path(config.report_dir)
-    own_folder(out, config.name)
     given = inputs(config)
+    own_folder(out, config.name)
     groups = families(both_ways(given.found), [r["method"] for r in contenders(given.results.shown)]) if given.found else ()
     given = replace(given, figures=draw(given.results, given.rated, given.stats, out / "figures", groups))
     write_json(out / "summary.json", summary(given))
