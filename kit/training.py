@@ -101,7 +101,9 @@ def _record_failure(config: RunConfig, folder: Path, error: BaseException) -> No
     name = type(error).__name__
     status = "oom" if isinstance(error, OutOfMemory) else "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
     # What is said to the user needs no name of a Python class before it.
-    said = first_line(error) if isinstance(error, (UserError, KeyboardInterrupt)) else f"{name}: {str(error).splitlines()[0] if str(error) else ''}"
+    said = first_line(error) if isinstance(error, (UserError, Stopped)) else f"{name}: {str(error).splitlines()[0] if str(error) else ''}"
+    if status == "cancelled" and not str(error):
+        said = "stopped; the same command goes on where it stopped"
     record: Record = {"schema": runs.SCHEMA, "status": status, "reason": said}
     if not isinstance(error, OutOfMemory):
         write_json(folder / "train.json", record)

@@ -355,6 +355,7 @@ def test_killed_after_the_last_step_it_makes_no_other_one(ready: Make, monkeypat
     config, whole = ready(*flags), ready(*flags, "--name", "whole")
     with killed(monkeypatch):
         train(config)
+    assert read_json(config.run_dir / "train.json")["reason"] == "stopped; the same command goes on where it stopped"
     made = [[r["steps"], r["tokens_total"], r["parts"][0]["steps"]] for r in (train(config), train(whole))]
     assert made[0] == made[1]
     assert log(config) != []
