@@ -16,14 +16,6 @@ def first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def meet() -> None:
-    """Waits until all processes are here: what the first one has written is there for the others."""
-    import torch.distributed as dist
-
-    if count() > 1 and dist.is_initialized():
-        dist.barrier()
-
-
 def together(numbers: Sequence[int], device: Any) -> tuple[int, ...]:
     """The sums over all processes."""
     import torch

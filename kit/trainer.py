@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,17 @@ def make_trainer(config: RunConfig, model: Any, tokenizer: Any, examples: list[E
     if processes.count() > 1 and len(order) % (config.micro_batch * processes.count()):
         raise UserError(f"{len(examples)} training rows, which fill no batch, cannot be shared by {processes.count()} processes; start one")
 
+    from accelerate.utils import patch_environment
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     # TRL casts a 4-bit model's adapter to bfloat16; every method trains a float32 adapter here, from the same initial values.
     adapter = {} if config.technique.full else {n: p.detach().clone().float() for n, p in model.named_parameters() if p.requires_grad}
-    with autocast_as_recorded(precision):
+    # On a GPU with bfloat16 Unsloth would turn autocast on for weights in float32, but not where this says that they are in 16 bits. So would accelerate on
+    # any device, where its launcher says so, as by the settings file that it keeps.
+    without_autocast = {"UNSLOTH_MIXED_PRECISION": "bfloat16", "ACCELERATE_MIXED_PRECISION": "no"} if precision == "float32" else {}
+    with patch_environment(**without_autocast):
         trainer = type("Trainer", (Kit, SFTTrainer), {})(
             model=model, processing_class=tokenizer, args=SFTConfig(**arguments(config, folder, precision)),
             train_dataset=Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples]),
@@ -42,25 +45,6 @@ def make_trainer(config: RunConfig, model: Any, tokenizer: Any, examples: list[E
         if name in adapter:
             parameter.data = adapter[name]
     return trainer
-
-
-@contextmanager
-def autocast_as_recorded(precision: str) -> Iterator[None]:
-    """None for float32: on a GPU with bfloat16 Unsloth would turn it on for weights in float32, but not where this says that they are in 16 bits.
-
-    So would accelerate on any device, where its launcher says so, as by the settings file that it keeps.
-    """
-    wanted = {"UNSLOTH_MIXED_PRECISION": "bfloat16", "ACCELERATE_MIXED_PRECISION": "no"} if precision == "float32" else {}
-    found = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in found.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def steps_per_epoch(rows: int, effective_batch: int) -> int:

@@ -161,7 +161,7 @@ def _once(config: RunConfig, folder: Path, *, skip: int, start: Path | None) -> 
     with phases("save"):
         if processes.first():
             save(config, model, loaded.renderer.tokenizer, folder, loaded.precision.name)
-        processes.meet()
+        trainer.accelerator.wait_for_everyone()  # what the first one has written is there for the others
     checks = gates.supervision(loaded.renderer, loaded.rows, loaded.examples)
     with enough_memory("checks after training"):
         end = gates.loss(model, loaded.examples, pad)
