@@ -11,7 +11,6 @@ from kit.report import about, differences, people, sections, study
 from kit.report.answers import Results
 from kit.report.blocks import Block, Bullets, Cell, Figure, Heading, Paragraph, Table
 from kit.report.figures import alike
-from kit.report.rates import learning_rates
 from kit.report.recommendation import recommendation
 from kit.report.references import references
 from kit.report.rows import COLUMNS, MISSING, SCORES, Row, cell, duration, number, plain
@@ -63,7 +62,7 @@ def document(given: Inputs) -> list[Block]:
         *sections.human(rows, given.rated, given.found), *sections.tasks(rows), *sections.hybrids(rows, shown, given.found),
         Heading("Discussion"), *(Paragraph(p) for p in study.discussion(shown, given.found)),
         *sections.samples(given.results), *sections.gates(rows), *about.published(rows), *about.machine(rows),
-        *learning_rates(given.sweeps), *about.settings(rows),
+        *sections.learning_rates(given.sweeps), *about.settings(rows),
         *about.reproduce(rows, given.manifest), *about.limits(rows), *references(rows, given.found, given.rated),
     ]  # fmt: skip
 

@@ -58,13 +58,18 @@ def collect(runs: Path) -> list[Row]:
     folders = [p for p in sorted(runs.glob("*/")) if (p / "config.json").exists() or p.name.partition("-s")[0] in (BASE, *METHODS)]
     if not folders:
         raise UserError(f"no runs in {runs}; make some with: make all METHOD=qlora NAME={runs.name}")
-    order = [BASE, *METHODS]
     rows = [_row(folder) for folder in folders]
     count = Counter(r["method"] for r in rows)
     for row in rows:
         several = row["seed"] is not None and (row["seed"] or count[row["method"]] > 1)
         row["label"] = title(row["method"]) + (f" (seed {row['seed']})" if several else "")
-    return sorted(rows, key=lambda r: (order.index(r["method"]) if r["method"] in order else len(order), r["method"], r["seed"] or 0))
+    return sorted(rows, key=lambda r: (place(r["method"]), r["seed"] or 0))
+
+
+def place(method: str) -> tuple[int, str]:
+    """Where a method stands: base first, then in METHODS' order, others last by name."""
+    order = [BASE, *METHODS]
+    return order.index(method) if method in order else len(order), method
 
 
 def blank(method: str, seed: int | str | None) -> Row:

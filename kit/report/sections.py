@@ -1,4 +1,5 @@
-"""The parts of the results that need no verdict: scores, lengths, leaks, forgetting, people, tasks, hybrids, replies and checks, as blocks."""
+"""The parts of the results that need no verdict: scores, lengths, leaks, forgetting, people, tasks, hybrids, replies, checks and
+learning rates, as blocks."""
 
 from __future__ import annotations
 
@@ -163,3 +164,19 @@ def gates(rows: Sequence[Row]) -> list[Block]:
     failed = [f"{r['label']}, {name.replace('_', ' ')}: {g['detail']}" for r in known for name, g in r["gates"].items() if g["passed"] is False]
     table = Table(["run", *(g.replace("_", " ") for g in columns)], body, texts=1 + len(columns), wide=True)
     return [Heading("Did it train?"), table, *([Bullets(failed)] if failed else [])]
+
+
+def learning_rates(found: Sequence[Row]) -> list[Block]:
+    """The learning rates that sweeps tried: one row for each rate of each method."""
+    if not found:
+        return []
+    text = (
+        "Short trainings on as many rows as stated, judged by the perplexity of validation rows; test rows were not opened for it. "
+        "A rate without a perplexity diverged or changed nothing. The runs that were made with --tuned use the best one."
+    )
+    body = [
+        [Cell(title(sweep["method"])), Cell("yes" if (rate := point["learning_rate"]) == sweep["best"] else ""), Cell(f"{rate:g}", rate),
+         amount(point["valid_perplexity"], 3), amount(sweep["budget"]["rows"], 0)]
+        for sweep in found for point in sweep["curve"]
+    ]  # fmt: skip
+    return [Heading("Learning rates tried"), Paragraph(text), Table(["method", "best", "learning rate", "validation perplexity", "rows"], body, texts=2)]

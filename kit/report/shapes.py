@@ -58,6 +58,7 @@ MANIFEST = {
     "inputs": {"max_length": NUMBER},
     "files": Maybe({...: {"sha256": str}}),
 }
+SWEEP = {"method": str, "budget": {"rows": NUMBER}, "curve": [{"learning_rate": NUMBER, "valid_perplexity": OPTIONAL}], "best": NUMBER}
 STATS = {"max_length": NUMBER, "splits": {...: {"tokens_by_source": {...: {f"p{q}": NUMBER for q in (5, 25, 50, 75, 95)}}}}}
 
 

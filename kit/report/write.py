@@ -22,9 +22,8 @@ from kit.report.blocks import Block
 from kit.report.content import Inputs, document
 from kit.report.figures import draw
 from kit.report.ranking import contenders, families
-from kit.report.rates import sweeps
-from kit.report.rows import COSTS, SCORES, SECONDARY, Row
-from kit.report.shapes import MANIFEST, STATS
+from kit.report.rows import COSTS, SCORES, SECONDARY, Row, place
+from kit.report.shapes import MANIFEST, STATS, SWEEP
 from kit.report.study import standing
 from kit.report.verdicts import Verdict, both_ways, verdicts
 from kit.report.words import counted, names
@@ -71,13 +70,14 @@ def inputs(config: RunConfig) -> Inputs:
     if manifest and any(r["provenance"]["data"] != sha256(config.data_path / "manifest.json") for r in results.rows if r["provenance"]):
         manifest = stats = None
         unread.append(f"{config.data_path} was rebuilt after these runs were made: it is not the data they saw, and is not described here")
-    swept, no_sweeps = sweeps(folder)
+    swept = [read_optional(path, SWEEP) for path in sorted((folder / "sweep").glob("*.json"), key=lambda path: place(path.stem))]
+    no_sweeps = [note for _, lacking in swept for note in lacking]
     notes = [*warnings(results, found), *notes, *unread, *no_stats, *no_sweeps, *unseen(stats, results.rows)]
     try:
         rated = human(folder, results)
     except UserError as error:
         rated, notes = None, [*notes, *error.problems]
-    return Inputs(results, found, [*notes, *_cut(manifest)], [], manifest, stats, rated, swept)
+    return Inputs(results, found, [*notes, *_cut(manifest)], [], manifest, stats, rated, [sweep for sweep, _ in swept if sweep])
 
 
 def _cut(manifest: Mapping[str, Any] | None) -> list[str]:
