@@ -9,7 +9,10 @@ from typing import Any
 from kit.bench.harness import interleave, summary
 from kit.config import RunConfig
 from kit.conversations import INPUT
+from kit.dataset import prepare
 from kit.errors import UserError
+from kit.hub import load_tokenizer
+from kit.prompts import Renderer
 from kit.sources import Stream
 
 # The built-in tokenizer's and Gemma's turns, with the tags by which transformers finds the assistant's tokens.
@@ -33,8 +36,6 @@ def data(config: RunConfig, rounds: int) -> dict[str, Any]:
     made: dict[str, dict[str, int]] = {}
 
     def stage() -> None:
-        from kit.dataset import prepare
-
         with tempfile.TemporaryDirectory() as folder:
             manifest = prepare(dataclasses.replace(config, data_dir=folder))
             made["kit stage"] = {"rows": sum(s["kept"] for s in manifest["sources"].values())}
@@ -49,9 +50,6 @@ def data(config: RunConfig, rounds: int) -> dict[str, Any]:
 
 def kit(config: RunConfig) -> dict[str, int]:
     """Rows read, checked and rendered by the kit."""
-    from kit.hub import load_tokenizer
-    from kit.prompts import Renderer
-
     rows = [row for spec in config.source for _, row in Stream(spec).rows()]
     examples = Renderer(load_tokenizer(config.model, config.revision), config.format, config.max_length).examples(rows)
     return {"rows": len(examples), "supervised": sum(e.supervised for e in examples)}
@@ -60,8 +58,6 @@ def kit(config: RunConfig) -> dict[str, int]:
 def plain(config: RunConfig) -> dict[str, int]:
     """The same through `datasets`, with nothing cached from the round before."""
     from datasets import concatenate_datasets, disable_caching, disable_progress_bars, load_dataset
-
-    from kit.hub import load_tokenizer
 
     disable_caching()
     disable_progress_bars()

@@ -20,6 +20,7 @@ from kit.config import RunConfig
 from kit.console import say
 from kit.device import cuda_gpu
 from kit.errors import UserError
+from kit.model import attach, import_unsloth, load_base
 from kit.resources import clock
 
 SHAPE = SHAPES["gemma-3-1b"] | {"num_hidden_layers": 2, "vocab_size": 2048}
@@ -52,8 +53,6 @@ SETTINGS: dict[str, Setting] = {
 
 def dora(config: RunConfig, rounds: int) -> dict[str, Any]:
     """Seconds of every setting and side, and with `saved_mib` what one forward pass keeps for the backward pass."""
-    from kit.model import import_unsloth
-
     import_unsloth()
     times: Times = {}
     peaks: Peaks = {}
@@ -101,8 +100,6 @@ def _sixteen_bit() -> str:
 def adapted(config: RunConfig, setting: Setting, side: str, folder: str) -> Any:
     """The model in training mode, its adapter in float32 as the trainer has it, with an optimiser."""
     import torch
-
-    from kit.model import attach, load_base
 
     adapter, kernel = SIDES[side]
     config = dataclasses.replace(

@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from kit import dataset, generation
 from kit.bench.harness import ALONE, interleave, summary
 from kit.config import RunConfig
+from kit.model import load_trained
+from kit.prompts import Renderer
 
 RANDOM, COMPARED = 64, 64
 GPU_SHARE = 16  # on a GPU one prompt in so many is answered one by one, and the time counts for all: hours otherwise
@@ -20,10 +23,6 @@ def generate(config: RunConfig, rounds: int, prompts: int = 512) -> dict[str, An
     In float32 none may; in 16 bits some do, since what is rounded depends on the batch.
     """
     import torch
-
-    from kit import dataset, generation
-    from kit.model import load_trained
-    from kit.prompts import Renderer
 
     model, tokenizer, chosen = load_trained(config)
     renderer = Renderer(tokenizer, config.format, config.max_length)

@@ -16,6 +16,7 @@ from typing import Any
 from kit.config import RunConfig
 from kit.console import say
 from kit.resources import Phases, clock
+from kit.runs import machine, versions
 
 Variants = Mapping[str, Callable[[], object]]
 Times = dict[str, list[float]]
@@ -57,8 +58,6 @@ def interleave(variants: Variants, rounds: int, *, now: Callable[[], float] = cl
 
 def summary(what: str, times: Mapping[str, Sequence[float]], peaks: Peaks, ratios: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """{what, machine, versions, variants: {name: {median_s, iqr_s, peak_memory_gib, n}}, ratios: {"a/b": median of the paired ratios}}."""
-    from kit.runs import machine, versions
-
     variants = {n: {"median_s": statistics.median(t), "iqr_s": iqr(t), "peak_memory_gib": peaks.get(n), "n": len(t)} for n, t in times.items()}
     paired = {f"{a}/{b}": statistics.median(x / y for x, y in zip(times[a], times[b], strict=True)) for a, b in ratios if {a, b} <= times.keys()}
     # As torch chooses its threads: one a core, unless told otherwise.

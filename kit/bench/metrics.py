@@ -7,13 +7,12 @@ from typing import Any
 
 from kit.bench.harness import interleave, summary
 from kit.config import RunConfig
+from kit.metrics import METRICS
+from kit.statistics import intervals
 
 
 def metrics(_: RunConfig, rounds: int, rows: int = 6000) -> dict[str, Any]:
     """BLEU-4 and ROUGE-L of composed replies of about 200 words: sacreBLEU and rouge_score without intervals, and the kit with 10,000 resamples."""
-    from kit.metrics import METRICS
-    from kit.statistics import intervals
-
     made = composed(rows)
     wanted = {name: METRICS[name] for name in ("bleu4", "rouge_l")}
 

@@ -14,6 +14,8 @@ from kit.bench.metrics import composed
 from kit.bench.startup import ROOT, command
 from kit.config import BASE, RunConfig
 from kit.files import sha256, write_json, write_jsonl
+from kit.metrics import scores_by_source
+from kit.runs import open_run
 from kit.settings import sibling
 
 Row = dict[str, Any]
@@ -27,8 +29,6 @@ def report(config: RunConfig, rounds: int, rows: int = 6000) -> dict[str, Any]:
 
     Memory is the largest process's: the main one or one of its readers.
     """
-    from kit.metrics import scores_by_source
-
     peaks: Peaks = {}
     with tempfile.TemporaryDirectory() as folder:
         made = replace(config, name="large", runs_dir=f"{folder}/runs", report_dir=f"{folder}/report")
@@ -57,8 +57,6 @@ def answers(rows: int, number: int) -> list[Row]:
 
 def write_run(config: RunConfig, predictions: list[Row], scores: Row) -> None:
     """A finished run."""
-    from kit.runs import open_run
-
     folder, rng = open_run(config), random.Random(config.run_name)
     write_jsonl(folder / "predictions.jsonl", predictions)
     provenance: dict[str, Any] = {"data": "composed", "gpu": None, "cpu": "none", "versions": {}}

@@ -14,7 +14,10 @@ from kit.bench.train import NEVER, kit_trainer
 from kit.bench.turns import Job, Step, alternate, sides
 from kit.config import BASE, RunConfig
 from kit.console import say
+from kit.hub import load_tokenizer
+from kit.methods import METHODS
 from kit.prompts import IGNORE, Example
+from kit.report.figures import COLOURS, MARKERS
 from kit.settings import sibling
 
 COMPARED = ("lora", "qlora", "dora")
@@ -45,8 +48,6 @@ def scaling(config: RunConfig, rounds: int) -> dict[str, Any]:
 def job(config: RunConfig, axis: str, value: int, rounds: int) -> Job:
     """Training on rows of one length, of which every second half carries the loss."""
     point = STANDARD | {axis: value}
-    from kit.hub import load_tokenizer
-
     tokenizer: Any = load_tokenizer(config.model, config.revision)
     rng = random.Random(0)
     rows = [rng.choices(range(len(tokenizer)), k=point["length"]) for _ in range(point["rows"])]
@@ -85,9 +86,6 @@ def draw(found: dict[str, Any], path: Path) -> list[Path]:
 def chart(found: dict[str, Any]) -> Any:
     """An axis a column, a cost a row, a method a line with its own marker."""
     from matplotlib.figure import Figure
-
-    from kit.methods import METHODS
-    from kit.report.figures import COLOURS, MARKERS
 
     costs = {"epoch_s": "time of an epoch (s)", "tokens_per_s": "tokens a second", "peak_memory_gib": "peak memory (GiB)"}
     shown = {"rows": "training rows", "length": "tokens a row", "rank": "rank"}

@@ -11,6 +11,8 @@ from typing import Any
 
 from kit.config import RunConfig
 from kit.errors import UserError, unknown
+from kit.hub import load_tokenizer
+from kit.model import built
 
 # google/gemma-3-1b-it's config.json, apart from its token ids: the built-in tokenizer is used with it.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -36,9 +38,6 @@ def build(settings: dict[str, Any], folder: Path) -> None:
     """Saves the model in bfloat16 with the built-in tokenizer."""
     import torch
     from transformers import Gemma3TextConfig
-
-    from kit.hub import load_tokenizer
-    from kit.model import built
 
     tokenizer: Any = load_tokenizer("builtin")
     torch.manual_seed(0)

@@ -14,13 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kit import dataset
 from kit.bench.harness import summary
 from kit.bench.turns import Job, Step, alternate, sides
 from kit.config import BASE, RunConfig
 from kit.console import say
-from kit.prompts import Example
+from kit.hub import load_tokenizer, loadable
+from kit.model import attach, load_base, precision
+from kit.prompts import Example, Renderer
+from kit.resources import Phases
 from kit.settings import sibling
-from kit.trainer import steps_per_epoch
+from kit.trainer import make_trainer, steps_per_epoch
+from kit.training import add_progress
 
 ROWS = 192
 NEVER = 10**9
@@ -82,21 +87,12 @@ def compare(config: RunConfig, rounds: int) -> dict[str, list[list[Step]]]:
 
 def training_examples(config: RunConfig) -> list[Example]:
     """The training rows as tokens and labels, made once for all sides."""
-    from kit import dataset
-    from kit.hub import load_tokenizer
-    from kit.prompts import Renderer
-
     rows = dataset.rows(config, "train")
     return Renderer(load_tokenizer(config.model, config.revision), config.format, config.max_length).examples(rows)
 
 
 def kit_trainer(config: RunConfig, examples: list[Example], folder: Path) -> Any:
     """The kit's own path, its progress and log included."""
-    from kit.model import attach, load_base
-    from kit.resources import Phases
-    from kit.trainer import make_trainer
-    from kit.training import add_progress
-
     model, tokenizer, chosen = load_base(config, training=True)
     trainer = make_trainer(config, attach(model, config), tokenizer, examples, folder, precision=chosen.name)
     add_progress(trainer, folder / "log.jsonl", Phases(), 0)
@@ -110,9 +106,6 @@ def plain_trainer(config: RunConfig, examples: list[Example], folder: Path) -> A
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer
     from trl import SFTConfig, SFTTrainer
-
-    from kit.hub import load_tokenizer, loadable
-    from kit.model import precision
 
     name, whole = precision(config, training=True).name, config.technique.full
     dtype = getattr(torch, name)

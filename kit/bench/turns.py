@@ -18,7 +18,7 @@ from typing import Any
 from kit.config import RunConfig
 from kit.errors import UserError
 from kit.prompts import IGNORE, Example
-from kit.resources import clock, device_gib, reset_peaks, resident_gib
+from kit.resources import clock, device_gib, is_memory_error, reset_peaks, resident_gib
 from kit.trainer import steps_per_epoch
 
 Maker = Callable[[RunConfig, list[Example], Path], Any]
@@ -106,8 +106,6 @@ def _process(pipe: Any, jobs: list[Job]) -> None:
 
 def serve(pipe: Any, jobs: list[Job]) -> None:
     """Trains the jobs, waiting for a word before every step; an error is sent, not printed."""
-    from kit.resources import is_memory_error
-
     try:
         for job in jobs:
             with tempfile.TemporaryDirectory() as folder:
