@@ -106,7 +106,7 @@ class KeptNormDora(DoraLinearVariant):  # type: ignore[misc]
         dropping = module.training and not isinstance(dropout, torch.nn.Identity)
         if dropping:
             # As PEFT: the base product that is scaled sees the dropped input, the other one does not.
-            x = dropout(x.to(a.dtype))
+            x = dropout(x.to(a.dtype)).to(self.dtype or a.dtype)
             base = _base_product(module, x).to(scales[0].dtype)
         # A bias is taken off and added in float32: the product is kept apart from it, where no bias can swallow a small one.
         product = base if bias is None else base.to(scales[0].dtype) - bias

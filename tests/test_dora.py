@@ -190,19 +190,23 @@ def test_16_bit_errors_are_not_larger_than_pefts(dtype: torch.dtype, autocast: t
         assert squares[0] ** 0.5 < 1.1 * squares[1] ** 0.5, kind
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("four_bit", [False, True])
-def test_without_autocast_it_computes_as_unsloths_lora_does(four_bit: bool) -> None:
+def test_without_autocast_it_computes_as_unsloths_lora_does(four_bit: bool, dropout: float) -> None:
     """Where Unsloth keeps Gemma 3's residuals in float32, on a T4: in float16 by itself, with the errors that PEFT has under autocast."""
     ours, theirs = [], []
     for seed in range(16):
-        model = stock(dtype=FP16, four_bit=four_bit, seed=seed)
+        model = stock(dtype=FP16, four_bit=four_bit, seed=seed, lora_dropout=dropout)
         forced = copy.deepcopy(model)
         forced._unsloth_forced_float32 = True
         forced = fast(forced)
         x, weights = data(seed)
-        expected = formula(model, x.to(FP16), weights)
-        theirs.append(errors(gradients(model, x.to(FP16), weights, FP16), expected))
-        ours.append(errors(gradients(forced, x.to(FP16), weights), expected))
+        found = []
+        for find, given, more in ((formula, model, ()), (gradients, model, (FP16,)), (gradients, forced, ())):
+            torch.manual_seed(1)
+            found.append(find(given, x.to(FP16), weights, *more))
+        theirs.append(errors(found[1], found[0]))
+        ours.append(errors(found[2], found[0]))
         assert copy.deepcopy(layers(forced)[0].lora_variant["default"]).dtype is FP16
     for kind in ours[0]:
         squares = [sum(e[kind] ** 2 for e in each) for each in (ours, theirs)]
