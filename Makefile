@@ -129,7 +129,7 @@ compare: data base ## the same for every one of METHODS, then one report
 	done; $(RUN)/report.py $(FLAGS) && { test -z "$$left" || { echo "error: not finished, for the reasons above:$$left" >&2; exit 2; }; }
 
 sweep: $(READY) ## the same small learning-rate budget for every one of METHODS, judged on validation rows
-	@test -n "$(TRAINED)" || { echo "error: hybrid and combined take the learning rates of their parts; sweep those" >&2; exit 2; }
+	@test -n "$(TRAINED)" || { echo "error: hybrid and combined are not swept; sweep their parts, qlora and highrank" >&2; exit 2; }
 	@set -e; for m in $(TRAINED); do $(RUN)/sweep.py --method $$m $(FLAGS); done
 
 rate: $(READY) ## score the replies by hand, blind, from 0 to 5 (RATER=your-name)

@@ -27,8 +27,8 @@ Numbered = Iterator[tuple[int, Record | None]]
 
 
 def suffix(path: Path) -> str:
-    """The format's suffix, `.gz` left out: data.jsonl.gz -> .jsonl"""
-    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    """The format's suffix in small letters, `.gz` left out: data.JSONL.gz -> .jsonl"""
+    return (Path(path.stem).suffix if path.suffix == ".gz" else path.suffix).lower()
 
 
 def records(path: Path, wanted: Container[int] | None = None, told: set[str] | None = None) -> Numbered:
@@ -114,7 +114,7 @@ def _csv(file: IO[bytes], path: Path, _wanted: Container[int] | None, told: set[
         for number, row in enumerate(reader, 1):
             if None in row or None in row.values():
                 raise UserError(f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or [])} columns")
-            yield number, {k: _cell(k, v) for k, v in row.items()}
+            yield number, {k: _cell(plain(k), v) for k, v in row.items()}
     except UnicodeDecodeError as error:
         own = "utf-16" if error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "cp1252"
         raise UserError(
@@ -139,6 +139,11 @@ def _first_lines(text: io.TextIOWrapper) -> tuple[list[str], str]:
     columns = [len(next(csv.reader(lines.splitlines(keepends=True), delimiter=found), [])) for lines in (header, after)]
     fits = columns[0] == columns[1] or after.count('"') % 2 == 1  # a cell that goes on in the next line cannot be counted
     return [*header.splitlines(keepends=True), after], found if fits else ","
+
+
+def plain(column: str) -> str:
+    """A column's name as it is looked for: spreadsheets, and some datasets of the hub, have `Question`."""
+    return column.strip().lower()
 
 
 def _cell(column: str, text: str) -> Any:
@@ -172,5 +177,5 @@ def _parquet(file: IO[bytes], path: Path, _wanted: Container[int] | None, _told:
 
 
 READERS: dict[str, Callable[[IO[bytes], Path, Container[int] | None, set[str]], Numbered]] = {
-    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet,
+    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet,
 }  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 from kit.conversations import SHAPES, Dropped, WrongShape, shape_of
 from kit.errors import UserError, unknown
 from kit.files import sha256
-from kit.readers import READERS, Record, records, suffix
+from kit.readers import READERS, Record, plain, records, suffix
 
 BUILTIN = Path(__file__).parent / "assets" / "data"
 HUB = re.compile(r"[\w.-]+/[\w.-]+(:[^:/[]+){0,2}")  # a dataset's name on the hub, and which part of it
@@ -79,6 +79,8 @@ class Stream:
             self.rows_in += counting
             if record is None or (wanted is not None and number not in wanted):
                 continue
+            names = {plain(column): value for column, value in record.items()}
+            record = names if len(names) == len(record) else record  # where two would be one they are left as they are
             try:
                 if self.shape is None:
                     self.shape, by = shape_of(record)

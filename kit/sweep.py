@@ -24,7 +24,7 @@ FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 # From as many optimiser steps on the gates judge a run by its learning rate. In fewer the weights hardly leave where they began, and of five rates the
 # largest looks best whatever it would do to a whole training.
 FEWEST = SHORTEST
-PARTS = "hybrid and combined take the learning rates of their parts; sweep those"
+PARTS = "hybrid and combined are not swept; sweep their parts, qlora and highrank"
 Point = dict[str, Any]
 
 

@@ -136,7 +136,7 @@ def test_a_copied_or_renamed_run_is_not_taken_for_the_one_that_it_was(tmp_path: 
         (("compare", "METHOD=lora"), 'here give METHODS="lora"'),
         (("compare", "METHODS=lora lroa"), "unknown method lroa; known: qlora"),
         (("compare", "METHODS="), "METHODS names no method"),
-        (("sweep", "METHODS=hybrid"), "take the learning rates of their parts"),
+        (("sweep", "METHODS=hybrid"), "are not swept; sweep their parts"),
         (("compare", "METHODS=lora", "NAME=never-swept", "ARGS=--recipe tiny --tuned"), "--tuned needs runs/never-swept/sweep/lora.json"),
     ],
 )

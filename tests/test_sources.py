@@ -191,6 +191,9 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
         ("d.csv", '\ufeff"question"\t"answer"\n"a, b"\tc\n', "question, answer; columns separated by tabs"),
         ("d.csv", 'question,"answer"\n"a, b",c\n', "question, answer"),
         ("d.csv", 'question,answer,"what; how; when; why"\n"a, b",c,d\n', "question, answer"),
+        ("d.TSV", ' Question \tAnswer\n"a, b"\tc\n', "question, answer; columns separated by tabs"),
+        ("d.JSONL", '{"Question": "a, b", "ANSWER": "c"}', "question, answer"),
+        ("d.jsonl", '{"question": "a, b", "answer": "c", "Answer": "d"}', "question, answer"),
         ("d.json", '{"version": "1", "data": [{"question": "a, b", "answer": "c"}], "tags": ["x"]}', "question, answer; the list under data"),
     ],
 )
@@ -205,7 +208,7 @@ def test_other_ways_to_write_a_file_are_read_and_said(tmp_path: Path, name: str,
 @pytest.mark.parametrize("row", [{"frage": "a", "antwort": "b"}, {"Question": "a", "Best Answer": "b"}])
 def test_columns_of_other_names_are_to_be_renamed(tmp_path: Path, row: dict[str, str]) -> None:
     write_jsonl(tmp_path / "d.jsonl", [row])
-    with pytest.raises(UserError, match=rf"found {', '.join(sorted(row))}; rename the columns to instruction and output"):
+    with pytest.raises(UserError, match=rf"found {', '.join(sorted(map(str.lower, row)))}; rename the columns to instruction and output"):
         list(Stream(f"mine={tmp_path / 'd.jsonl'}").rows())
 
 

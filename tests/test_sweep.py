@@ -74,7 +74,7 @@ def test_a_sweep_needs_validation_rows_and_something_to_tune(ready: Make) -> Non
 
 @pytest.mark.parametrize("method", ["hybrid", "combined"])
 def test_what_is_built_on_others_has_no_rate_to_look_for(ready: Make, method: str) -> None:
-    with pytest.raises(UserError, match="hybrid and combined take the learning rates of their parts; sweep those"):
+    with pytest.raises(UserError, match="hybrid and combined are not swept; sweep their parts, qlora and highrank"):
         sweep(ready("--method", method), share=0.2)
 
 
