@@ -18,8 +18,11 @@ from typing import Any, NoReturn
 
 from kit import processes
 from kit.config import BASE, GROUPS, Field, RunConfig, fields, recipes
+from kit.device import choose_recipe
 from kit.errors import UserError, first_line, unknown
 from kit.methods import METHODS
+from kit.resources import is_memory_error
+from kit.runs import load_config
 from kit.settings import resolve
 
 # Failures of the disk or its permissions: the user's to fix, so no traceback.
@@ -128,8 +131,6 @@ def each_seed(flags: dict[str, Any], argv: list[str]) -> None:
 
 def run_flags(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags that a run's path stands for: runs/NAME/METHOD-sSEED, and its own config.json when it has one."""
-    from kit.runs import load_config
-
     given, path = path, path.resolve()
     path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) and len(path.relative_to(Path.cwd()).parts) > 2 else path
     if not (path / "config.json").exists():
@@ -162,7 +163,6 @@ def announced(flags: Mapping[str, Any]) -> RunConfig:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if flags.get("recipe", "auto") == "auto":
         from kit.console import say
-        from kit.device import choose_recipe
 
         say(f"recipe {config.recipe}: {choose_recipe().reason}")
     return config
@@ -170,8 +170,6 @@ def announced(flags: Mapping[str, Any]) -> RunConfig:
 
 def explained(error: Exception) -> str | None:
     """What is the user's to mend, in a line; None for what is not."""
-    from kit.resources import is_memory_error
-
     said = first_line(error)
     if is_memory_error(error):
         return f"out of memory ({said}); the same command goes on when there is more"

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 
 from kit import runs
 from kit.config import RunConfig
-from kit.device import cuda_gpu
+from kit.device import cuda_gpu, total_memory
 from kit.errors import UserError
 from kit.hub import Unreachable, hub_errors, loadable
 from kit.layers import check_targets, linear_layers
 from kit.methods import METHODS
 from kit.model import import_unsloth, precision
+from kit.preflight import count, existing, skeleton
+from kit.resources import size
 from kit.settings import check, sibling
 from kit.sources import Stream
 
@@ -122,10 +124,6 @@ def computing(config: RunConfig) -> Iterator[Check]:
 
 def fits(config: RunConfig) -> Iterator[Check]:
     """Memory and disk, by the count that training makes before it loads."""
-    from kit.device import total_memory
-    from kit.preflight import count, existing, skeleton
-    from kit.resources import size
-
     model, room = skeleton(config), total_memory()
     if wrong := check_targets(config, linear_layers(model)):
         yield Check("layers", False, wrong[0], "; ".join(wrong))
@@ -145,9 +143,6 @@ def fits(config: RunConfig) -> Iterator[Check]:
 
 def _needed(config: RunConfig, method: str, model: Any, room: int | None) -> str:
     """What a method needs beside the configuration's own, and whether that is there."""
-    from kit.preflight import count
-    from kit.resources import size
-
     try:
         check(other := sibling(config, method))
     except UserError:

@@ -14,6 +14,7 @@ from typing import Any
 from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.errors import UserError
+from kit.export import export
 from kit.files import read_json
 from kit.generation import Reply, ends, until_stop
 from kit.hub import load_tokenizer, loadable
@@ -74,8 +75,6 @@ def _generation_settings(model: str, revision: str | None) -> Any:
 
 
 def _merged(config: RunConfig, folder: Path) -> str:
-    from kit.export import export
-
     if config.method == BASE:
         return str(loadable(config.model))
     if config.technique.full:

@@ -12,14 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kit import dataset
+from kit.assets.compose import document
 from kit.audit import WORD
 from kit.config import BASE, RunConfig
 from kit.console import say
 from kit.errors import UserError
 from kit.files import sha256
 from kit.generation import LOGITS, autocast, cut, padded, position_ids, read_at_once
+from kit.hub import Unreachable, commit_of, hub_errors
 from kit.metrics import METRICS, Metric, ratio
+from kit.model import free_memory, load_trained
 from kit.prompts import Exam, Renderer
+from kit.readers import records
 from kit.resources import is_memory_error
 from kit.statistics import intervals
 
@@ -85,8 +89,6 @@ def asked(name: str) -> str:
 
 def load(config: RunConfig) -> tuple[Text | None, str | None]:
     """The text, or None and the reason: turned off, or a hub that cannot be reached. A file that cannot be used is a UserError."""
-    from kit.hub import Unreachable
-
     wanted = config.forgetting_text
     if wanted == NONE:
         return None, "turned off"
@@ -99,15 +101,11 @@ def load(config: RunConfig) -> tuple[Text | None, str | None]:
 
 
 def _load(wanted: str) -> Text:
-    from kit.readers import records
-
     if wanted == BUILTIN:
         documents = list(_composed())
         return Text(wanted, hashlib.sha256("\n\n".join(documents).encode()).hexdigest(), documents)
     if wanted in HUB:
         from huggingface_hub import hf_hub_download
-
-        from kit.hub import commit_of, hub_errors
 
         hub = HUB[wanted]
         commit_of(hub.dataset)  # says at once that the hub cannot be reached; the download would try for half a minute
@@ -139,8 +137,6 @@ def _own(wanted: str) -> Path:
 
 def _composed() -> Iterator[str]:
     """Plain documents of the built-in world, as the built-in model was pretrained on; those in a task's form are left to tuning."""
-    from kit.assets.compose import document
-
     rng = random.Random(SEED)
     left = DOCUMENTS
     while left:
@@ -163,8 +159,6 @@ def chunks(renderer: Renderer, text: Text) -> list[Exam]:
 
 def measure(config: RunConfig, model: Any, text: Text, exams: Sequence[Exam], pad: int) -> tuple[dict[str, Any] | None, str | None]:
     """(the block of eval.json, why something in it is missing): perplexity before and after, and KL(base || run) in nats a token."""
-    from kit.model import free_memory, load_trained
-
     reason, shared = None, overlap(text, dataset.rows(config, "train"))
     for compared in (False,) if config.method == BASE else (True, False):
         say(f"measuring forgetting on general text ({text.name}){', beside the base model' if compared else ''}")

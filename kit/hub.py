@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import functools
 import hashlib
+import importlib.util
 import os
+import runpy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,9 +174,6 @@ def reach(model: str, revision: str = "") -> None:
 
 def _mirrors() -> dict[str, str]:
     """Unsloth's original -> 16-bit mirror table, read from its file because importing Unsloth costs 10 s and the data stage needs none of it."""
-    import importlib.util
-    import runpy
-
     spec = importlib.util.find_spec("unsloth")
     if spec is None or spec.origin is None:
         raise UserError("unsloth is not installed; run: make setup")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,6 @@ def size(count: float) -> str:
 
 def _cuda() -> Any:
     """torch.cuda when this process already uses a GPU, else None (never imports torch itself)."""
-    import sys
-
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_available() else None
 

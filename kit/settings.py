@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.config import BASE, CHOICES, NOTES, RunConfig, completed, fields, load_recipe
+from kit.device import choose_recipe
 from kit.errors import UserError, unknown
 from kit.files import read_json
 from kit.methods import METHODS
@@ -40,8 +41,6 @@ def resolve(flags: Mapping[str, Any]) -> RunConfig:
         raise UserError(unknown("method", method, [*METHODS, BASE]))
     name = flags.get("recipe", "auto")
     if name == "auto":
-        from kit.device import choose_recipe
-
         name = choose_recipe().name
     recipe = load_recipe(name)
     block = recipe.get("methods", {}).get(method, {})

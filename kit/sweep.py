@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,11 @@ from kit.console import say
 from kit.errors import UserError
 from kit.files import held, read_json, write_json
 from kit.gates import SHORTEST
+from kit.hybrid import total_steps
 from kit.model import free_memory
 from kit.runs import load_config
+from kit.trainer import steps_per_epoch
+from kit.training import train
 
 SCHEMA = 1
 # Around the recipe's rate, a factor of 2 apart.
@@ -72,9 +75,6 @@ def _tunable(config: RunConfig) -> None:
 
 def _budget(config: RunConfig, share: float) -> int:
     """The training rows of each trial; too few of them for rates to be told apart are a UserError that says how many it takes."""
-    from kit.hybrid import total_steps
-    from kit.trainer import steps_per_epoch
-
     rows = config.train_per_source * len(config.source)
     rows = min(rows, config.limit_train or rows)
     budget = max(round(rows * share), 1)
@@ -95,13 +95,11 @@ def _budget(config: RunConfig, share: float) -> int:
 
 def _curve(config: RunConfig, folder: Path, budget: int, rates: Sequence[float]) -> list[Point]:
     """A point for each rate, by a training that lies apart from the runs that are compared."""
-    from kit.training import train
-
     curve = []
     for rate in rates:
         trial = replace(config, learning_rate=rate, limit_train=budget, tuned=False, runs_dir=str(folder / f"{rate:g}"))
         _cleared(trial)
-        curve.append(_trial(trial, train))
+        curve.append(_trial(trial))
         free_memory()
     return curve
 
@@ -118,7 +116,7 @@ def _cleared(trial: RunConfig) -> None:
                 left.unlink()
 
 
-def _trial(trial: RunConfig, train: Callable[[RunConfig], Mapping[str, Any]]) -> Point:
+def _trial(trial: RunConfig) -> Point:
     """One point of the curve; a rate that diverges, or that changes no weight, is a point without a perplexity."""
     say(f"learning rate {trial.learning_rate:g}")
     try:

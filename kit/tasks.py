@@ -15,6 +15,7 @@ from kit.errors import UserError, unknown
 from kit.files import write_json
 from kit.generation import LOGITS
 from kit.hub import hub_errors
+from kit.model import import_unsloth, load_trained
 
 VERSION = "0.4.13"
 # The harness holds the logits of a whole batch: so many rows of so many tokens must fit.
@@ -39,8 +40,6 @@ def check(names: str, folder: str | None, limit: int | None) -> list[str]:
 @functools.cache
 def _manager(folder: str | None) -> Any:
     """The harness's index of tasks: its own and those of the folder, which win."""
-    from kit.model import import_unsloth
-
     import_unsloth()
     from lm_eval.tasks import TaskManager
 
@@ -49,8 +48,6 @@ def _manager(folder: str | None) -> Any:
 
 def run(config: RunConfig, names: list[str], folder: str | None, limit: int | None) -> dict[str, Any]:
     """Runs the tasks on the model as it is evaluated (adapter and 4-bit base alike), in the run's own prompt format where that is a chat."""
-    from kit.model import load_trained
-
     manager = _manager(folder)
     model, tokenizer, _ = load_trained(config)
     from lm_eval import simple_evaluate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 from collections.abc import Iterator
@@ -170,8 +171,6 @@ def arguments(config: RunConfig, folder: Path, precision: str) -> dict[str, Any]
 
 def tracker(config: RunConfig, folder: Path) -> str:
     """transformers' name of the tracker, its files beside the run's; one that is not installed is a UserError."""
-    import importlib.util
-
     packages = {"tensorboard": ("tensorboard", "tensorboardX"), "none": ("transformers",)}.get(config.report_to, (config.report_to,))
     if not any(importlib.util.find_spec(p) for p in packages):
         raise UserError(f"--report-to {config.report_to} needs a package that is not installed; run: .venv/bin/python -m pip install {packages[0]}")

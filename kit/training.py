@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -217,8 +218,6 @@ def _validate(config: RunConfig, loaded: Loaded, phases: Phases) -> float | None
 
 def perplexity(model: Any, exams: list[Any], pad: int, size: int = 32) -> float | None:
     """Token-weighted perplexity of the reference replies; None when it is not finite."""
-    import math
-
     ordered = sorted(exams, key=lambda e: -len(e.prompt_ids) - len(e.reference_ids))
     total = sum(sum(likelihoods(model, ordered[i : i + size], pad)) for i in range(0, len(ordered), size))
     nats = total / sum(len(e.reference_ids) for e in exams)

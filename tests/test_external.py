@@ -88,7 +88,7 @@ def test_a_t4s_float16_is_refused_for_gemma_3(tiny: Make, monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("vllm")
 def test_an_adapter_is_merged_first(tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("kit.export.export", lambda config, folder: f"merged {config.method} into {folder.name}")
+    monkeypatch.setattr("kit.external.export", lambda config, folder: f"merged {config.method} into {folder.name}")
     assert external._merged(tiny("--method", "qdora"), tmp_path / "model") == str(tmp_path / "model")
     full = tiny("--method", "full")
     assert external._merged(full, tmp_path / "model") == str(full.run_dir / "model")

@@ -82,7 +82,7 @@ def test_out_of_memory_with_two_models_leaves_the_perplexity_and_the_reason(mode
     text = load(run)[0]
     assert text is not None
     exams, calls = chunks(renderer, text)[:8], []
-    monkeypatch.setattr("kit.model.load_trained", lambda config: (base, None, calls.append(config.method)))
+    monkeypatch.setattr("kit.forgetting.load_trained", lambda config: (base, None, calls.append(config.method)))
     whole, reason = measure(run, tuned, text, exams, 0)
     assert (calls, reason) == (["base"], None)
     assert whole is not None

@@ -236,8 +236,8 @@ def test_doctor_finds_this_machine_usable(monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_doctor_says_which_methods_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     needs = {"qlora": Need(4, 1, 2, 0), "lora": Need(8, 1, 2, 0), "full": Need(8, 16, 2, 0)}
-    monkeypatch.setattr("kit.device.total_memory", lambda: 10)
-    monkeypatch.setattr("kit.preflight.count", lambda config, _: needs.get(config.method, needs["qlora"]))
+    monkeypatch.setattr("kit.doctor.total_memory", lambda: 10)
+    monkeypatch.setattr("kit.doctor.count", lambda config, _: needs.get(config.method, needs["qlora"]))
     detail = {c.name: c.detail for c in doctor.fits(config("--recipe", "tiny"))}["methods"]
     assert "qlora 0 MiB, lora 0 MiB (may not), dora 0 MiB, " in detail
     assert "full 0 MiB (cannot fit), " in detail

@@ -26,7 +26,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, perplexity: Callable[[RunConfig], 
         made.append((trial.learning_rate, trial.rank))
         return {"valid_perplexity": perplexity(trial), "train_wall_s": 1.0, "gates": {"moved": {"passed": moved, "detail": "0 of 84"}}}
 
-    monkeypatch.setattr("kit.training.train", train)
+    monkeypatch.setattr("kit.sweep.train", train)
     return made
 
 

@@ -13,11 +13,15 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from kit import dataset
 from kit.config import RunConfig
 from kit.console import console, counts, say
 from kit.files import read_json
+from kit.hub import load_tokenizer
+from kit.prompts import IGNORE, Renderer
 from kit.report.blocks import BEST
 from kit.report.content import comparison
+from kit.report.figures import draw_lengths
 from kit.report.rows import COLUMNS, SCORES, Row, duration, interval, number, plain
 from kit.report.verdicts import LEGEND, Verdict, by_reason, matrix
 
@@ -61,8 +65,6 @@ def data_table(manifest: dict[str, Any], folder: Path) -> None:
 
 def inspect_tables(manifest: dict[str, Any], folder: Path) -> None:
     """Lengths, turns and scripts of every split, and what the audit for duplicates and leaks found."""
-    from kit.report.figures import draw_lengths
-
     stats = read_json(folder / "dataset_stats.json")
     body = []
     for split, s in stats["splits"].items():
@@ -89,10 +91,6 @@ def _most(by_value: dict[str, int], n: int = 6) -> str:
 
 def show_rows(config: RunConfig, n: int) -> None:
     """Training rows as the model sees them; supervised tokens stand in ⟦ ⟧ and, where there is colour, in green."""
-    from kit import dataset
-    from kit.hub import load_tokenizer
-    from kit.prompts import IGNORE, Renderer
-
     tokenizer: Any = load_tokenizer(config.model, config.revision)
     rows = dataset.rows(config, "train")[:n]
     for row, example in zip(rows, Renderer(tokenizer, config.format, config.max_length).examples(rows), strict=True):

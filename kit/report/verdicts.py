@@ -15,6 +15,7 @@ from kit.methods import METHODS
 from kit.metrics import METRICS
 from kit.report.answers import Results, common, sources
 from kit.report.rows import SCORES, Row, title
+from kit.statistics import compare
 
 Verdict = dict[str, Any]
 Said = dict[tuple[str, str, str], Verdict]
@@ -28,8 +29,6 @@ def verdicts(results: Results) -> tuple[list[Verdict], list[str]]:
 
     The second list says why there are none, or which methods are left out, since a few rows of one would be too few for all.
     """
-    from kit.statistics import compare
-
     groups = results.groups()
     if len(groups) < 2:
         return [], []
