@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,8 +33,6 @@ class Trainer:
     """As much of a trainer as takes turns: three optimiser steps of two batches each."""
 
     def __init__(self, fails: BaseException | None = None) -> None:
-        from types import SimpleNamespace
-
         self.callback_handler, self.fails = SimpleNamespace(callbacks=[]), fails
 
     def training_step(self, model: Any, inputs: Any) -> Any:
@@ -41,8 +43,6 @@ class Trainer:
         return torch.tensor(1.0)
 
     def train(self) -> None:
-        from types import SimpleNamespace
-
         import torch
 
         turns = self.callback_handler.callbacks[0]
@@ -69,9 +69,6 @@ def wrong(*_: Any) -> Any:
 
 
 def killed(*_: Any) -> Any:
-    import os
-    import signal
-
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -131,23 +128,16 @@ def test_a_method_that_does_not_fit_is_left_out_with_the_reason(tiny: Make, monk
     assert set(train.train(tiny("--method", "galore"), 1)["skipped"]) == {"galore"}
 
 
-def loaded_unsloth(make: Any) -> Any:
-    def made(*args: Any) -> Any:
-        import sys
-
-        trainer = make(*args)
-        assert ("unsloth" in sys.modules) == (make is train.kit_trainer)
-        return trainer
-
-    return made
-
-
 def kit_with_unsloth(*args: Any) -> Any:
-    return loaded_unsloth(train.kit_trainer)(*args)
+    trainer = train.kit_trainer(*args)
+    assert "unsloth" in sys.modules
+    return trainer
 
 
 def plain_without_unsloth(*args: Any) -> Any:
-    return loaded_unsloth(train.plain_trainer)(*args)
+    trainer = train.plain_trainer(*args)
+    assert "unsloth" not in sys.modules
+    return trainer
 
 
 def bench(what: str, folder: Path, *flags: str) -> dict[str, Any]:
@@ -182,16 +172,6 @@ def test_a_shape_is_loaded_by_the_kit(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(found["variants"]) == ["lora rows 8", "lora length 32", "lora rank 2", "lora rank 4"]
     assert all(v["tokens_per_s"] > 0 and v["n"] == 1 for v in found["variants"].values())
     assert (tmp_path / "found.png").exists()
-
-
-def test_the_shape_is_gemmas() -> None:
-    """999,885,952 parameters, as google/gemma-3-1b-it has."""
-    import torch
-    from transformers import AutoModelForCausalLM, Gemma3TextConfig
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(Gemma3TextConfig(**SHAPES["gemma-3-1b"]))
-    assert sum(p.numel() for p in model.parameters()) == 999_885_952
 
 
 def test_the_figure_of_scaling(tmp_path: Path) -> None:

@@ -65,12 +65,11 @@ def test_spans_are_the_supervised_runs(renderer: Renderer) -> None:
     assert len(spans(renderer.examples(ROWS)[1])) == 2
 
 
-def verdicts(*, steps: int = 16, rate: float = 1e-3, end: float = 1.0, fed: bool = True, value: float | tuple[float, float] = 3.0, bias: float = 1.0,
-             skipped: int = 0) -> dict[str, bool | None]:  # fmt: skip
-    return {name: gate.passed for name, gate in judged(steps=steps, rate=rate, end=end, fed=fed, value=value, bias=bias, skipped=skipped).items()}
+def verdicts(**changed: Any) -> dict[str, bool | None]:
+    return {name: gate.passed for name, gate in judged(**changed).items()}
 
 
-def judged(*, steps: int, rate: float = 1e-3, end: float = 1.0, fed: bool = True, value: float | tuple[float, float] = 3.0, bias: float = 1.0,
+def judged(*, steps: int = 16, rate: float = 1e-3, end: float = 1.0, fed: bool = True, value: float | tuple[float, float] = 3.0, bias: float = 1.0,
            skipped: int = 0) -> dict[str, Gate]:  # fmt: skip
     import torch
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import config
 
 from kit import generation
+from kit.assets.make import TEMPLATE
 from kit.config import RunConfig
 from kit.device import Gpu
 from kit.errors import UserError
@@ -18,6 +20,7 @@ from kit.hub import loadable
 from kit.model import as_stored, attach, built, import_unsloth, load_base, precision, restore
 from kit.preflight import adapter_size, count
 from kit.prompts import Renderer
+from kit.sources import Stream
 
 Make = Callable[..., RunConfig]
 
@@ -25,10 +28,6 @@ Make = Callable[..., RunConfig]
 @pytest.fixture(scope="module")
 def loaded() -> tuple[Any, Renderer, list[Any]]:
     """The untuned model, its renderer and 24 test rows of mixed length."""
-    from conftest import config
-
-    from kit.sources import Stream
-
     model, tokenizer, _ = load_base(config("--method", "base"))
     import_unsloth().FastModel.for_inference(model)
     renderer = Renderer(tokenizer, "chat", 256)
@@ -131,8 +130,6 @@ def test_unknown_target_modules_are_listed_before_training(ready: Make) -> None:
 def test_layers_that_peft_refuses_are_named(ready: Make) -> None:
     from transformers import MambaConfig
 
-    from kit.model import built
-
     import_unsloth()
     model = built(MambaConfig(vocab_size=64, hidden_size=32, state_size=4, num_hidden_layers=1))
     with pytest.raises(UserError, match=r"PEFT adapts other --target-modules of builtin: .*'out_proj' is incompatible with Mamba"):
@@ -180,7 +177,6 @@ def test_saved_weights_keep_their_digits_whatever_they_are_loaded_through(ready:
     weight.mul_(1.001)
     model.save_pretrained(tmp_path)
     saved = weight.detach().clone()
-    saved = weight.detach().clone()
     weight.copy_(saved.bfloat16())
     assert not torch.equal(weight, saved)
     restore(model, tmp_path)
@@ -191,8 +187,6 @@ def test_weights_that_are_saved_under_other_names_hinder_no_loading(tmp_path: Pa
     import torch
     from safetensors.torch import load_file
     from transformers import GPTNeoXConfig
-
-    from kit.model import built
 
     import_unsloth()
     model = built(GPTNeoXConfig(vocab_size=64, hidden_size=32, num_attention_heads=2, num_hidden_layers=1, intermediate_size=32))
@@ -230,7 +224,6 @@ def masks(rows: list[dict[str, Any]], renderer: Renderer) -> tuple[list[list[int
 def test_of_a_model_that_also_sees_only_what_text_goes_through_is_trained(method: str) -> None:
     import_unsloth()
     import torch
-    from conftest import config
     from transformers import Gemma3Config
 
     text = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
@@ -258,8 +251,6 @@ def test_the_mask_against_unsloths_train_on_responses_only(loaded: tuple[Any, Re
     """Equal but for one token a turn: Unsloth searches for the next user header and so also trains the newline before it."""
     from unsloth.chat_templates import train_on_responses_only
 
-    from kit.sources import Stream
-
     _, renderer, _ = loaded
     rows = [row for _, row in list(Stream("ultrachat=builtin").rows())[:40]]
     ids, labels = masks(rows, renderer)
@@ -275,9 +266,6 @@ def test_the_mask_against_unsloths_train_on_responses_only(loaded: tuple[Any, Re
 
 def test_the_mask_against_trls_assistant_mask(loaded: tuple[Any, Renderer, list[Any]]) -> None:
     """Equal where the template marks reply and terminator as generated, as TRL's assistant_only_loss asks of it."""
-    from kit.assets.make import TEMPLATE
-    from kit.sources import Stream
-
     _, renderer, _ = loaded
     rows = [row for _, row in list(Stream("tulu=builtin").rows())[:40]]
     marked = TEMPLATE.replace(

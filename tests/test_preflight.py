@@ -6,11 +6,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import ROOT
 
 from kit import preflight
+from kit.bench.shapes import SHAPES
 from kit.config import RunConfig
 from kit.device import Gpu, choose_precision
 from kit.errors import UserError
@@ -127,23 +129,24 @@ def test_a_model_whose_layers_are_of_another_kind_is_told_in_one_line_and_trains
     assert check(ready("--method", "full", *model)) > 0
 
 
-GEMMA = {"hidden_size": 1152, "num_hidden_layers": 26, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "intermediate_size": 6912,
-         "vocab_size": 262144}  # fmt: skip
-
-
-def test_gemma_3_1b_on_a_t4_by_count(ready: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The figures of the README: what trains on 15 GB, from shapes alone."""
+@pytest.fixture
+def gemma(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The shapes of google/gemma-3-1b-it, counted as on a T4."""
     import torch
     from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(Gemma3TextConfig(**GEMMA))
-    assert sum(p.numel() for p in model.parameters()) == 999_885_952
     gpu = Gpu("Tesla T4", (7, 5), 15 * 2**30)
     for module in ("kit.preflight", "kit.device"):
         monkeypatch.setattr(f"{module}.cuda_gpu", lambda: (gpu, ""))
-    needs = {m: count(ready("--method", m, "--rank", "16", "--optimizer", "adamw_8bit"), model) for m in ("qlora", "lora", "full")}
-    assert adapter_size(ready("--method", "lora", "--rank", "16"), model) == 13_045_760
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(Gemma3TextConfig(**SHAPES["gemma-3-1b"]))
+
+
+def test_gemma_3_1b_on_a_t4_by_count(ready: Make, gemma: Any) -> None:
+    """The figures of the README: what trains on 15 GB, from shapes alone."""
+    assert sum(p.numel() for p in gemma.parameters()) == 999_885_952
+    needs = {m: count(ready("--method", m, "--rank", "16", "--optimizer", "adamw_8bit"), gemma) for m in ("qlora", "lora", "full")}
+    assert adapter_size(ready("--method", "lora", "--rank", "16"), gemma) == 13_045_760
     assert needs["qlora"].weights / 1e9 == pytest.approx(0.97, abs=0.03)
     assert needs["lora"].weights / 1e9 == pytest.approx(2.0, abs=0.01)
     assert needs["lora"].trained == 13_045_760 * (4 + 4 + 2)
@@ -153,7 +156,7 @@ def test_gemma_3_1b_on_a_t4_by_count(ready: Make, monkeypatch: pytest.MonkeyPatc
     embedding = 262_144 * 1152
     assert needs["full"].certain == pytest.approx((4 + 4 + 2) * 999_885_952 + 6 * embedding)
     assert needs["full"].activations > 2 * 4 * embedding  # of a trained head's gradient
-    galore = count(ready("--method", "galore", "--rank", "128", "--optimizer", "adamw_8bit"), model)
+    galore = count(ready("--method", "galore", "--rank", "128", "--optimizer", "adamw_8bit"), gemma)
     assert galore.activations == needs["full"].activations - 2 * 4 * embedding
     assert galore.disk > 4 * 4 * 999_885_952  # whole models are saved, also where the embeddings are frozen
     adam = 2 * (999_885_952 - 301_989_888)
@@ -161,18 +164,10 @@ def test_gemma_3_1b_on_a_t4_by_count(ready: Make, monkeypatch: pytest.MonkeyPatc
     assert (adam - states) / 1e9 > 0.5  # what GaLore saves over 8-bit Adam, embeddings frozen
 
 
-def test_the_memory_that_the_readme_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, Gemma3TextConfig
-
-    gpu = Gpu("Tesla T4", (7, 5), 15 * 2**30)
-    for module in ("kit.preflight", "kit.device"):
-        monkeypatch.setattr(f"{module}.cuda_gpu", lambda: (gpu, ""))
+def test_the_memory_that_the_readme_names(gemma: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kit.preflight.precision", lambda config, training: choose_precision("gemma3_text", whole=training and config.technique.full))
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(Gemma3TextConfig(**GEMMA))
     lines = (ROOT / "README.md").read_text().splitlines()
     rows = [(line.split("|")[1], float(found[1])) for line in lines if (found := re.search(r"\| ([\d.]+) GiB \|$", line))]
     said = {m: size for names, size in rows for m in re.findall(r"`(\w+)`", names)}
-    counted = {m: round(count(resolve({"recipe": "t4", "method": m}), model).peak / 2**30, 1) for m in METHODS if m != "combined"}
+    counted = {m: round(count(resolve({"recipe": "t4", "method": m}), gemma).peak / 2**30, 1) for m in METHODS if m != "combined"}
     assert said == counted
