@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 from test_report import Make, made_run
 
-from kit.files import read_json, write_json, write_jsonl
+from kit.files import write_jsonl
 from kit.report.answers import gather
 from kit.report.figures import NAMES, draw, draw_lengths, errors, front, pareto, smoothed
 from kit.report.rows import Row
@@ -76,9 +76,7 @@ def test_nothing_is_drawn_of_nothing(tiny: Make, tmp_path: Path) -> None:
 
 def finished(tiny: Make, method: str, reply: str, **costs: float) -> Path:
     """A run of four rows with other costs than made_run's."""
-    folder = made_run(tiny("--method", method), [reply, "a", "b", "the lake"])
-    write_json(folder / "train.json", read_json(folder / "train.json") | costs)
-    return folder
+    return made_run(tiny("--method", method), [reply, "a", "b", "the lake"], trained=costs)
 
 
 def drawn(tiny: Make, folder: Path, families: Sequence[Sequence[str]] = ()) -> tuple[dict[str, str], dict[str, Any]]:

@@ -30,11 +30,13 @@ from kit.runs import open_run
 
 Make = Callable[..., RunConfig]
 HOSTILE = "</td><script>alert(1)</script> | `` ``` [bold]x[/bold]"
+FORGOT = {"text": "general", "sha256": "x", "tokens": 9, "perplexity": {"value": 20.0, "low": 19.0, "high": 21.0}, "kl": None}
 PROVENANCE = {"data": "h", "gpu": None, "gpu_absent_because": "none", "cpu": "c", "versions": {"python": "3"}}
 
 
-def made_run(config: RunConfig, predictions: list[str], *, trained: bool = True, data: str = "h", sources: tuple[str, ...] = ("alpaca",), **more: Any) -> Path:
-    """A finished run; `more` goes into eval.json."""
+def made_run(config: RunConfig, predictions: list[str], *, data: str = "h", sources: tuple[str, ...] = ("alpaca",), trained: dict[str, Any] | None = None,
+             **more: Any) -> Path:  # fmt: skip
+    """A finished run; `trained` goes into train.json, `more` into eval.json."""
     folder = open_run(config)
     rows = [
         {"id": f"{sources[i % len(sources)]}-{i:03d}", "source": sources[i % len(sources)], "prompt": HOSTILE, "reference": "the lake is blue",
@@ -48,9 +50,10 @@ def made_run(config: RunConfig, predictions: list[str], *, trained: bool = True,
     provenance = PROVENANCE | {"data": data}
     write_json(folder / "eval.json", {**scores_by_source(rows), "generation": generation, "precision": precision, "provenance": provenance,
                                       "predictions_sha256": digest, **more})  # fmt: skip
-    if trained and config.method != "base":
+    if config.method != "base":
         write_json(folder / "train.json", {"status": "done", "train_wall_s": 65.0, "peak_memory_gib": 1.5, "tokens_per_s": 2000.0,
-                                           "trainable_params": 123456, "tokens_supervised": 1000, "adapter_mib": 1.25, "provenance": provenance})  # fmt: skip
+                                           "trainable_params": 123456, "tokens_supervised": 1000, "adapter_mib": 1.25, "provenance": provenance}
+                   | (trained or {}))  # fmt: skip
         write_jsonl(folder / "log.jsonl", [{"step": i, "loss": 3.0 / i} for i in range(1, 20)])
     return folder
 
@@ -121,8 +124,7 @@ def test_the_report_says_what_the_runs_used_and_not_what_its_own_flags_say(tiny:
     small = ("--train-per-source", "10", "--test-per-source", "5")
     prepare(tiny(*small))
     made_from = sha256(tiny().data_path / "manifest.json")
-    folder = made_run(tiny("--method", "lora", *small, "--limit-test", "3"), ["a lake"] * 3, data=made_from)
-    write_json(folder / "train.json", read_json(folder / "train.json") | {"rows_left_out": 6})
+    made_run(tiny("--method", "lora", *small, "--limit-test", "3"), ["a lake"] * 3, data=made_from, trained={"rows_left_out": 6})
     text = build(tiny())[2]
     assert (
         "These runs used only the first 3 test rows. Training takes whole effective batches: of the training rows 6 fill none and are left out of an epoch."
@@ -206,10 +208,8 @@ def test_the_learning_rates_that_were_tried_are_shown_and_damaged_sweeps_named(t
 def test_the_commands_to_reproduce_name_the_general_text(tiny: Make) -> None:
     from kit.forgetting import HUB
 
-    perplexity = {"value": 20.0, "low": 19.0, "high": 21.0}
     for seed, text in enumerate(("builtin", HUB["wikitext"].name, "my notes.txt")):
-        found = {"text": text, "sha256": "x", "tokens": 9, "perplexity": perplexity, "kl": None}
-        made_run(tiny("--method", "lora", "--seed", str(seed)), ["a lake"] * 3, forgetting=found)
+        made_run(tiny("--method", "lora", "--seed", str(seed)), ["a lake"] * 3, forgetting=FORGOT | {"text": text})
     lines = [line for line in build(tiny())[2].splitlines() if line.startswith("make compare RECIPE")]
     assert lines == [
         'make compare RECIPE=tiny METHODS="lora"',
@@ -262,10 +262,9 @@ def test_seeds_get_a_mean_row_over_seeds_and_examples(tiny: Make) -> None:
 
 
 def test_a_mean_over_seeds_is_of_them_all_or_not_given(tiny: Make) -> None:
-    forgot = {"text": "general", "sha256": "x", "tokens": 9, "perplexity": {"value": 20.0, "low": 19.0, "high": 21.0}, "kl": None}
-    made_run(tiny("--method", "lora"), ["the lake"] * 3, forgetting=forgot)
-    path = made_run(tiny("--method", "lora", "--seed", "1"), ["a"] * 3, forgetting=forgot | {"sha256": "y"}) / "train.json"
-    write_json(path, read_json(path) | {"peak_memory_gib": None, "gates": {"moved": {"passed": False, "detail": "none"}}})
+    unsound = {"peak_memory_gib": None, "gates": {"moved": {"passed": False, "detail": "none"}}}
+    made_run(tiny("--method", "lora"), ["the lake"] * 3, forgetting=FORGOT)
+    made_run(tiny("--method", "lora", "--seed", "1"), ["a"] * 3, forgetting=FORGOT | {"sha256": "y"}, trained=unsound)
     (mean,) = gather(tiny().run_dir.parent).means
     assert (mean["train_wall_s"], mean["peak_memory_gib"], mean["forgetting"]) == (65, None, None)
     assert (mean["ranked"], mean["reason"]) == (False, "not ranked; moved: none")
@@ -375,14 +374,10 @@ def test_scores_without_intervals_are_drawn_and_told(tiny: Make) -> None:
 
 def test_what_an_evaluation_adds_is_shown(tiny: Make) -> None:
     """Forgetting, leaks, fixed prompts and outside tasks; runs without them are as before."""
-    forgetting = {"text": "general", "sha256": "ab" * 32, "tokens": 1000, "perplexity": {"value": 20.0, "low": 19.0, "high": 21.0}, "kl": None}
-    made_run(tiny("--method", "base"), ["a"] * 4, forgetting=forgetting)
+    made_run(tiny("--method", "base"), ["a"] * 4, forgetting=FORGOT)
     without = {m: {"value": 7.0, "low": 6.0, "high": 8.0, "n": 2} for m in ("bleu4", "rouge_l", "perplexity")}
-    tuned = forgetting | {
-        "perplexity": {"value": 25.0, "low": 24.0, "high": 26.0},
-        "perplexity_before": forgetting["perplexity"],
-        "kl": {"value": 0.31, "low": 0.3, "high": 0.32},
-    }
+    after = {"perplexity": {"value": 25.0, "low": 24.0, "high": 26.0}, "kl": {"value": 0.31, "low": 0.3, "high": 0.32}}
+    tuned = FORGOT | {"perplexity_before": FORGOT["perplexity"]} | after
     folder = made_run(tiny("--method", "lora"), ["b"] * 4, forgetting=tuned, leaks={"flagged": 2, "without": without})
     write_json(folder / "samples.json", {"samples": [{"prompt": "Explain rain.", "prediction": HOSTILE, "finished": True}]})
     write_json(folder / "tasks.json", {"tasks": {"quiz": {"acc": {"value": 0.5, "stderr": None}}}, "limit": 10, "versions": {}})
@@ -409,10 +404,8 @@ def test_what_an_evaluation_adds_is_shown(tiny: Make) -> None:
     ],
 )
 def test_a_general_text_is_said_to_be_apart_only_as_far_as_that_was_checked(tiny: Make, shares: dict[str, float], said: str) -> None:
-    perplexity = {"value": 20.0, "low": 19.0, "high": 21.0}
     for method in ("base", "lora", "dora"):
-        found = {"text": "general", "sha256": "x", "tokens": 9, "perplexity": perplexity, "kl": None}
-        made_run(tiny("--method", method), ["a"] * 2, forgetting=found | ({"overlap": shares[method]} if method in shares else {}))
+        made_run(tiny("--method", method), ["a"] * 2, forgetting=FORGOT | ({"overlap": shares[method]} if method in shares else {}))
     text = build(tiny())[2]
     assert "On 9 tokens of general text (general, SHA-256 x): perplexity before and after" in text
     assert said in text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,23 +30,14 @@ def replies(share: float, seed: int, n: int = 80) -> list[str]:
     return [GOOD if rng.random() < share else BAD for _ in range(n)]
 
 
-def finished(config: RunConfig, predictions: list[str], **trained: Any) -> Path:
-    """A run with its training record completed by `trained`."""
-    folder = made_run(config, predictions)
-    if config.method != "base":
-        record = read_json(folder / "train.json")
-        write_json(folder / "train.json", record | {"tokens_supervised": 1000} | trained)
-    return folder
-
-
 def said(tiny: Make) -> dict[tuple[str, str, str], dict[str, Any]]:
     return {(v["a"], v["b"], v["metric"]): v for v in verdicts(gather(tiny().run_dir.parent))[0]}
 
 
 def test_a_clear_difference_a_tie_and_a_doubt(tiny: Make) -> None:
-    finished(tiny("--method", "qlora"), replies(0.9, 1))
-    finished(tiny("--method", "lora"), replies(0.2, 2))
-    finished(tiny("--method", "dora"), replies(0.15, 3))
+    made_run(tiny("--method", "qlora"), replies(0.9, 1))
+    made_run(tiny("--method", "lora"), replies(0.2, 2))
+    made_run(tiny("--method", "dora"), replies(0.15, 3))
     found = said(tiny)
     assert len(found) == 3 * 3
     assert found["qlora", "lora", "rouge_l"]["verdict"] == "better"
@@ -75,8 +65,8 @@ def test_a_clear_difference_a_tie_and_a_doubt(tiny: Make) -> None:
     ],
 )
 def test_what_differs_beyond_the_method_is_named(tiny: Make, flags: tuple[str, ...], trained: dict[str, Any], reason: str) -> None:
-    finished(tiny("--method", "qlora"), replies(0.9, 1))
-    finished(tiny("--method", "lora", *flags), replies(0.2, 2), **trained)
+    made_run(tiny("--method", "qlora"), replies(0.9, 1))
+    made_run(tiny("--method", "lora", *flags), replies(0.2, 2), trained=trained)
     found = said(tiny)
     assert {tuple(v["confounded"]) for v in found.values()} == {(reason,)}
     assert ledger(gather(tiny().run_dir.parent)) == [("QLoRA", "LoRA", [reason])]
@@ -92,15 +82,15 @@ def test_what_differs_beyond_the_method_is_named(tiny: Make, flags: tuple[str, .
 )
 def test_methods_at_their_swept_rates_are_ranked(tiny: Make, methods: tuple[str, str], tuned: tuple[bool, bool], reasons: list[str]) -> None:
     for method, by_sweep, rate in zip(methods, tuned, ("2e-3", "4e-3"), strict=True):
-        finished(tiny("--method", method, "--learning-rate", rate, *(["--tuned"] if by_sweep else [])), replies(0.5, 1))
+        made_run(tiny("--method", method, "--learning-rate", rate, *(["--tuned"] if by_sweep else [])), replies(0.5, 1))
     assert [v["confounded"] for v in said(tiny).values()] == [reasons] * 3
 
 
 def test_a_pair_that_must_not_be_ranked_decides_no_other(tiny: Make) -> None:
-    finished(tiny("--method", "qlora"), replies(0.5, 1))
-    finished(tiny("--method", "lora"), replies(0.3, 2))
+    made_run(tiny("--method", "qlora"), replies(0.5, 1))
+    made_run(tiny("--method", "lora"), replies(0.3, 2))
     alone = said(tiny)
-    finished(tiny("--method", "dora", "--epochs", "3"), replies(0.9, 3))
+    made_run(tiny("--method", "dora", "--epochs", "3"), replies(0.9, 3))
     together = said(tiny)
     assert together["qlora", "dora", "rouge_l"]["confounded"]
     assert all(together[pair] == v for pair, v in alone.items())
@@ -110,8 +100,7 @@ def test_what_only_leaks_show_is_told(tiny: Make) -> None:
     """QLoRA knows the 40 rows that resemble training rows, and no others."""
     leaks = {"flagged": 40, "ids": [f"alpaca-{i:03d}" for i in range(40)], "without": None}
     for method, known in (("qlora", 1.0), ("lora", 0.1)):
-        folder = finished(tiny("--method", method), [*replies(known, 1, 40), *replies(0.5, 2, 40)])
-        write_json(folder / "eval.json", read_json(folder / "eval.json") | {"leaks": leaks})
+        made_run(tiny("--method", method), [*replies(known, 1, 40), *replies(0.5, 2, 40)], leaks=leaks)
     found = said(tiny)["qlora", "lora", "rouge_l"]
     assert (found["verdict"], found["clean"]["verdict"], found["clean"]["n"], found["clean"]["delta"]) == ("better", "equivalent", 40, 0.0)
     assert both_ways([found])["lora", "qlora", "rouge_l"]["clean"]["verdict"] == "equivalent"
@@ -120,7 +109,7 @@ def test_what_only_leaks_show_is_told(tiny: Make) -> None:
     text = markdown.render("", document(given))
     assert "On the 40 test rows that resemble no training row, 2 of the 2 differences are not shown: QLoRA and LoRA on BLEU-4 (+0.0" in text
     assert "| better, without leaks equivalent |" in text
-    older = finished(tiny("--method", "lora"), [*replies(0.1, 1, 40), *replies(0.5, 2, 40)]) / "eval.json"
+    older = made_run(tiny("--method", "lora"), [*replies(0.1, 1, 40), *replies(0.5, 2, 40)]) / "eval.json"
     write_json(older, read_json(older) | {"leaks": {"flagged": 14, "without": None}})  # which rows, it does not say
     assert said(tiny)["qlora", "lora", "rouge_l"]["clean"] is None
     write_json(older, read_json(older) | {"leaks": {"flagged": 0, "without": None}})
@@ -143,41 +132,40 @@ ONE, OTHER = ({"generation": {"empty": 0, "unfinished": 0, "mean_reply_tokens": 
 )
 def test_how_a_run_was_evaluated_counts_as_how_it_was_trained_does(tiny: Make, first: dict[str, Any], second: dict[str, Any], reasons: list[str]) -> None:
     for method, changed in (("qlora", first), ("lora", second)):
-        path = finished(tiny("--method", method), replies(0.5, 1)) / "eval.json"
-        write_json(path, read_json(path) | changed)
+        made_run(tiny("--method", method), replies(0.5, 1), **changed)
     assert {tuple(v["confounded"]) for v in said(tiny).values()} == {tuple(reasons)}
 
 
 def test_where_nobody_knows_how_much_was_trained_nothing_is_ranked(tiny: Make) -> None:
     for method in ("qlora", "lora"):
-        finished(tiny("--method", method), replies(0.5, 1), tokens_supervised=None)
+        made_run(tiny("--method", method), replies(0.5, 1), trained={"tokens_supervised": None})
     assert {tuple(v["confounded"]) for v in said(tiny).values()} == {("supervised tokens not known",)}
 
 
 def test_the_base_model_has_no_seeds_to_vary(tiny: Make) -> None:
     for method in ("base", "qlora"):
-        finished(tiny("--method", method), replies(0.1, 0))
+        made_run(tiny("--method", method), replies(0.1, 0))
     for seed, share in (("0", 0.4), ("1", 0.8)):
-        finished(tiny("--method", "lora", "--seed", seed), replies(share, 1))
+        made_run(tiny("--method", "lora", "--seed", seed), replies(share, 1))
     base, qlora = (said(tiny)[a, "lora", "rouge_l"] for a in ("base", "qlora"))
     assert base["high"] - base["low"] < 0.8 * (qlora["high"] - qlora["low"])
 
 
 def test_a_run_on_fewer_rows_takes_none_from_the_others(tiny: Make) -> None:
     left_out = ["DoRA is left out of the verdicts: it answered 70 test rows and most others 80"]
-    finished(tiny("--method", "qlora"), replies(0.9, 1))
-    finished(tiny("--method", "dora"), replies(0.2, 3, n=70))
+    made_run(tiny("--method", "qlora"), replies(0.9, 1))
+    made_run(tiny("--method", "dora"), replies(0.2, 3, n=70))
     assert verdicts(gather(tiny().run_dir.parent)) == ([], left_out)
-    finished(tiny("--method", "lora"), replies(0.2, 2))
+    made_run(tiny("--method", "lora"), replies(0.2, 2))
     found, notes = verdicts(gather(tiny().run_dir.parent))
     assert {(v["a"], v["b"], v["n"]) for v in found} == {("qlora", "lora", 80)}
     assert notes == left_out
 
 
 def test_a_run_on_more_rows_throws_out_none(tiny: Make) -> None:
-    finished(tiny("--method", "qlora"), replies(0.9, 1, n=40))
-    finished(tiny("--method", "lora"), replies(0.2, 2, n=40))
-    finished(tiny("--method", "dora"), replies(0.2, 3))
+    made_run(tiny("--method", "qlora"), replies(0.9, 1, n=40))
+    made_run(tiny("--method", "lora"), replies(0.2, 2, n=40))
+    made_run(tiny("--method", "dora"), replies(0.2, 3))
     found, notes = verdicts(gather(tiny().run_dir.parent))
     assert {(v["a"], v["b"], v["n"]) for v in found} == {("qlora", "lora", 40), ("qlora", "dora", 40), ("lora", "dora", 40)}
     assert notes == []
@@ -186,7 +174,7 @@ def test_a_run_on_more_rows_throws_out_none(tiny: Make) -> None:
 def test_seeds_with_counts_of_their_own_are_fair(tiny: Make) -> None:
     for method, share in (("qlora", 0.9), ("lora", 0.2)):
         for seed, tokens in (("0", 1000), ("1", 1010)):
-            finished(tiny("--method", method, "--seed", seed), replies(share, 1), tokens_supervised=tokens)
+            made_run(tiny("--method", method, "--seed", seed), replies(share, 1), trained={"tokens_supervised": tokens})
     assert {tuple(v["confounded"]) for v in said(tiny).values()} == {()}
 
 
@@ -202,10 +190,10 @@ def test_no_recipe_sets_its_methods_apart_by_more_than_themselves(recipe: str, s
 def test_what_makes_the_method_does_not_confound_it(tiny: Make) -> None:
     """high-rank's rank is the method; the base model has no training settings at all."""
     made_run(tiny("--method", "base"), replies(0.1, 0))
-    finished(tiny("--method", "lora"), replies(0.5, 1))
-    finished(tiny("--method", "highrank"), replies(0.6, 2))
+    made_run(tiny("--method", "lora"), replies(0.5, 1))
+    made_run(tiny("--method", "highrank"), replies(0.6, 2))
     assert {tuple(v["confounded"]) for v in said(tiny).values()} == {()}
-    finished(tiny("--method", "lora"), replies(0.5, 1), provenance=PROVENANCE | {"gpu": "Tesla T4"})
+    made_run(tiny("--method", "lora"), replies(0.5, 1), trained={"provenance": PROVENANCE | {"gpu": "Tesla T4"}})
     assert {pair: tuple(v["confounded"]) for pair, v in said(tiny).items() if "lora" in pair and pair[2] == "rouge_l"} == {
         ("base", "lora", "rouge_l"): (), ("lora", "highrank", "rouge_l"): ("another GPU",),
     }  # fmt: skip
@@ -214,8 +202,8 @@ def test_what_makes_the_method_does_not_confound_it(tiny: Make) -> None:
 
 
 def test_the_matrix_and_the_table_show_both_directions(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    finished(tiny("--method", "qlora"), replies(0.9, 1))
-    finished(tiny("--method", "lora", "--epochs", "2"), replies(0.2, 2))
+    made_run(tiny("--method", "qlora"), replies(0.9, 1))
+    made_run(tiny("--method", "lora", "--epochs", "2"), replies(0.2, 2))
     given = write.inputs(tiny())
     assert matrix(given.found) == [["QLoRA", "·", "++=*"], ["LoRA", "−−=*", "·"]]
     verdict_table(given.found)
@@ -235,7 +223,7 @@ def test_the_seeds_of_a_method_share_its_settings(tiny: Make) -> None:
     for method in ("lora", "highrank"):
         for seed in ("0", "1"):
             rank = ("--rank", "8") if (method, seed) == ("highrank", "1") else ()
-            finished(tiny("--method", method, "--seed", seed, *rank), replies(0.5, 1, 20))
+            made_run(tiny("--method", method, "--seed", seed, *rank), replies(0.5, 1, 20))
     assert ledger(gather(tiny().run_dir.parent)) == [("LoRA", "high-rank LoRA", ["rank 48 and 8"])]
 
 
