@@ -174,8 +174,13 @@ def position_ids(mask: Any) -> Any:
 
 def ends(settings: Any, renderer: Renderer) -> list[int]:
     """Where a reply ends: at the format's terminator, the tokenizer's end of text, or what the model's generation settings name beside them."""
+    return sorted({*renderer.stop_ids, *named_ends(settings)})
+
+
+def named_ends(settings: Any) -> list[int]:
+    """The ends of a reply that generation settings name: none, one or several."""
     own = settings.eos_token_id
-    return sorted({*renderer.stop_ids, *(own if isinstance(own, list) else [own] if own is not None else [])})
+    return own if isinstance(own, list) else [own] if own is not None else []
 
 
 def until_stop(ids: list[int], stop: Sequence[int]) -> Reply:

@@ -17,7 +17,7 @@ from kit.config import BASE, RunConfig
 from kit.console import console, say
 from kit.device import Choice, choose_precision, cuda_gpu
 from kit.errors import UserError, first_line
-from kit.generation import any_shape
+from kit.generation import any_shape, named_ends
 from kit.hub import hub_errors, load_tokenizer, loadable, reach
 from kit.layers import check_targets, linear_layers, targets, text_weights
 from kit.prompts import Renderer
@@ -146,9 +146,7 @@ def as_stored(model: Any, tokenizer: Any, vocabulary: int) -> None:
         model.resize_token_embeddings(vocabulary)
     # Before each training transformers takes these from the tokenizer and warns of it; generation settings may name more ends of a reply.
     model.config.eos_token_id = tokenizer.eos_token_id
-    own = model.generation_config.eos_token_id
-    own = own if isinstance(own, list) else [own] if own is not None else []
-    if tokenizer.eos_token_id not in own:
+    if tokenizer.eos_token_id not in (own := named_ends(model.generation_config)):
         model.generation_config.eos_token_id = [tokenizer.eos_token_id, *own]
     for settings in (model.config, model.generation_config):
         settings.bos_token_id, settings.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kit import forgetting
 from kit.config import RunConfig
 from kit.console import say
 from kit.device import cuda_gpu, total_memory
@@ -52,8 +53,6 @@ def skeleton(config: RunConfig) -> Any:
 
 def possible(config: RunConfig) -> Any:
     """The skeleton of a model that the settings fit; what does not fit it is one UserError, and so is a text for the evaluation that is not there."""
-    from kit import forgetting
-
     forgetting.check(config)
     model = skeleton(config)
     from transformers.training_args import OptimizerNames

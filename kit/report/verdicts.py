@@ -113,7 +113,7 @@ def own_settings(method: str, recipe: str | None) -> frozenset[str]:
 
 
 def swept(row: Row) -> bool:
-    """Whether the run's rate is the one that its method's sweep found best, each with the same budget: it belongs to the method then."""
+    """Whether the run was made with --tuned: its rate is the one that its method's own sweep found best, and belongs to the method."""
     return bool(row["config"].get("tuned")) and row["method"] in METHODS and not METHODS[row["method"]].parts
 
 
